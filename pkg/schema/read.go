@@ -1,0 +1,149 @@
+package schema
+
+import (
+	"bytes"
+	"strings"
+)
+
+// Text is one in-app text of an event, before scrubbing.
+type Text struct {
+	Role   string
+	Format Format
+	Value  Value // a string; for ADF an object, or a string that holds one
+}
+
+// Parse reads the value by the form that the event's type names: it fills in
+// the envelope's Host, Project, Space and App, and finds the texts and the
+// people. Nothing of the record is looked at before it. The error is an
+// *Error; the event must then be dropped.
+//
+// An Event that is reused keeps its memory.
+func (e *Event) Parse() error {
+	e.form, e.texts = nil, e.texts[:0]
+	e.Host, e.Project, e.Space, e.App = "", "", "", ""
+	switch {
+	case len(e.Value) == 0:
+		return &Error{Reason: ReasonEmptyValue, Offset: -1}
+	case len(e.Value) > MaxValue:
+		return &Error{Reason: ReasonTooLarge, Offset: -1}
+	}
+	name, ok := strings.CutPrefix(e.Type, TypePrefix)
+	f := forms[name]
+	if !ok || f == nil {
+		return &Error{Reason: ReasonWrapperUnknown, Offset: -1}
+	}
+	if e.doc == nil {
+		e.doc = new(Doc)
+	}
+	if err := e.doc.Parse(e.Value); err != nil {
+		return err
+	}
+	root := e.doc.Root()
+	if root.Kind() != Object {
+		return &Error{Reason: ReasonWrongType, Offset: 0}
+	}
+	for _, p := range f.hosts {
+		// Links of two hosts in one payload mean that it is not one site's.
+		if h := string(hostOf(walk(root, p).Bytes())); h != "" && h != e.Host {
+			if e.Host != "" {
+				h = "two hosts"
+			}
+			e.Host = h
+		}
+	}
+	e.Project = string(walk(root, f.project).Bytes())
+	e.Space = string(walk(root, f.space).Bytes())
+	for i := range f.content {
+		c := &f.content[i]
+		if err := e.collect(root, c, c.steps); err != nil {
+			return err
+		}
+	}
+	if e.doc.Ambiguous() {
+		return &Error{Reason: ReasonDuplicateKey, Offset: -1}
+	}
+	e.form = f
+	return nil
+}
+
+// Kind returns what the document is (issue, comment, page, …); it is empty
+// before Parse.
+func (e *Event) Kind() string {
+	if e.form == nil {
+		return ""
+	}
+	return e.form.kind
+}
+
+// Texts returns the in-app texts in document order, valid until the next Parse.
+func (e *Event) Texts() []Text { return e.texts }
+
+// walk follows a dotted path without arrays; the empty path is missing.
+func walk(v Value, path string) Value {
+	if path == "" {
+		return Value{}
+	}
+	for more := true; more; {
+		var k string
+		k, path, more = strings.Cut(path, ".")
+		v = v.Get(k)
+	}
+	return v
+}
+
+func (e *Event) collect(v Value, c *contentPath, steps []string) error {
+	wrong := func() error { return &Error{Reason: ReasonWrongType, Path: c.Path, Offset: -1} }
+	for i, s := range steps {
+		if k := v.Kind(); k != Object {
+			if k <= Null {
+				return nil
+			}
+			return wrong()
+		}
+		name, each := strings.CutSuffix(s, "[]")
+		v = v.Get(name)
+		if !each {
+			continue
+		}
+		if v.Absent() {
+			return nil
+		}
+		if v.Kind() != Array {
+			return wrong()
+		}
+		for el, ok := v.First(); ok; el, ok = el.Next(v) {
+			if err := e.collect(el, c, steps[i+1:]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t := Text{Role: c.Role, Format: c.Format, Value: v}
+	switch v.Kind() {
+	case Missing, Null:
+		return nil
+	case String:
+		if len(bytes.TrimSpace(v.Bytes())) == 0 {
+			return nil
+		}
+	case Object:
+		if c.Format != Wiki {
+			return wrong()
+		}
+		t.Format = ADF
+	default:
+		return wrong()
+	}
+	for _, o := range e.texts {
+		if o.Role != t.Role {
+			continue
+		}
+		// A page's second body and an old server's comment that stands both
+		// beside and inside its issue are copies.
+		if t.Role == "body" || t.Format == o.Format && v.Kind() == String && bytes.Equal(o.Value.Bytes(), v.Bytes()) {
+			return nil
+		}
+	}
+	e.texts = append(e.texts, t)
+	return nil
+}

@@ -1,0 +1,213 @@
+package schema
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// Tenant is one site's record on the tenants topic, keyed by ID. A compacted
+// topic keeps only the last record of a key, so each record carries its whole
+// dated history; what holds at an instant is the fold of the changes up to it
+// (see At). The unit of consent is the organisation: all records that name the
+// same Org are decided together (package gate).
+type Tenant struct {
+	ID       string    `json:"tenant"`           // the site (cloudId); equals the message key
+	Org      string    `json:"org"`              // the organisation, the unit of consent
+	Hosts    []string  `json:"hosts"`            // hosts that the site's payloads may name, lower case
+	Region   string    `json:"region"`           // data residency: lower-case letters, digits and '-'
+	Revision int64     `json:"revision"`         // rises with every record of this key
+	Expires  time.Time `json:"expires,omitzero"` // after this instant the record is stale; zero: never
+	History  []Change  `json:"history"`          // ascending by At, never empty
+}
+
+// Change is one dated change of an organisation's settings. Settings that the
+// change does not name stay as they were.
+type Change struct {
+	At       time.Time `json:"at"`                // when it takes effect
+	Received time.Time `json:"received,omitzero"` // when it reached us; the 30- and 90-day clocks start here
+	Set      Settings  `json:"set"`
+}
+
+// Plan is a subscription plan, from the least to the most that an
+// organisation may decide for itself.
+type Plan string
+
+// The plans of the policy. Any other word is an unknown plan (row 9).
+const (
+	Free       Plan = "free"
+	Standard   Plan = "standard"
+	Premium    Plan = "premium"
+	Enterprise Plan = "enterprise"
+)
+
+// Setting is a consent switch. The zero value is absent: nobody decided.
+type Setting string
+
+// The values of a Setting. Absent can be written to withdraw a decision.
+const (
+	Absent Setting = ""
+	On     Setting = "on"
+	Off    Setting = "off"
+)
+
+// Sector words that POLICY row 3 names; any other non-empty word is a sector
+// without an exemption of its own, and the empty word is an unknown one.
+const (
+	SectorGovernment = "government"
+	SectorFinancial  = "financial_services"
+)
+
+// Settings are the facts that the decision table asks for. In a Change a nil
+// field is one that did not change; in the State that At returns, nil means
+// that nobody has ever said.
+type Settings struct {
+	ContractEnded   *bool             `json:"contract_ended,omitempty"`   // rows 7, 8
+	DeletedApps     *[]Product        `json:"deleted_apps,omitempty"`     // row 8: products removed from the site
+	Plans           *map[Product]Plan `json:"plans,omitempty"`            // active plan by product
+	TransitionTo    *Plan             `json:"transition_to,omitempty"`    // row 9: the plan being changed to; "" when settled
+	CMEK            *bool             `json:"cmek,omitempty"`             // row 2
+	GovernmentCloud *bool             `json:"government_cloud,omitempty"` // row 2
+	IsolatedCloud   *bool             `json:"isolated_cloud,omitempty"`   // row 2
+	HIPAA           *bool             `json:"hipaa,omitempty"`            // row 2
+	Sector          *string           `json:"sector,omitempty"`           // row 3; nil or "" is unknown
+	SectorNotExempt *bool             `json:"sector_not_exempt,omitempty"`
+	OptedOut        *bool             `json:"opted_out,omitempty"` // row 16: of everything
+	Metadata        *Setting          `json:"metadata,omitempty"`
+	InApp           *Setting          `json:"in_app,omitempty"`
+	Excluded        *Excluded         `json:"excluded,omitempty"` // row 20
+}
+
+// Excluded lists scopes whose content the organisation keeps out of the in-app
+// stream: project keys, space keys and app keys.
+type Excluded struct {
+	Projects []string `json:"projects,omitempty"`
+	Spaces   []string `json:"spaces,omitempty"`
+	Apps     []string `json:"apps,omitempty"`
+}
+
+// At returns the settings in force at instant t: the fold of every change
+// whose At is not after it. ok is false when the history begins later.
+func (tn *Tenant) At(t time.Time) (s Settings, ok bool) {
+	for i := range tn.History {
+		if tn.History[i].At.After(t) {
+			break
+		}
+		s.apply(&tn.History[i].Set)
+		ok = true
+	}
+	return s, ok
+}
+
+func (s *Settings) apply(c *Settings) {
+	set(&s.ContractEnded, c.ContractEnded)
+	set(&s.DeletedApps, c.DeletedApps)
+	set(&s.Plans, c.Plans)
+	set(&s.TransitionTo, c.TransitionTo)
+	set(&s.CMEK, c.CMEK)
+	set(&s.GovernmentCloud, c.GovernmentCloud)
+	set(&s.IsolatedCloud, c.IsolatedCloud)
+	set(&s.HIPAA, c.HIPAA)
+	set(&s.Sector, c.Sector)
+	set(&s.SectorNotExempt, c.SectorNotExempt)
+	set(&s.OptedOut, c.OptedOut)
+	set(&s.Metadata, c.Metadata)
+	set(&s.InApp, c.InApp)
+	set(&s.Excluded, c.Excluded)
+}
+
+func set[T any](dst **T, v *T) {
+	if v != nil {
+		*dst = v
+	}
+}
+
+// ParseTenant reads and validates one tenant record. Unknown fields are an
+// error: a setting that this version does not know must not be ignored. The
+// error names the field, never a value.
+func ParseTenant(b []byte) (*Tenant, error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	var t Tenant
+	if err := d.Decode(&t); err != nil {
+		return nil, tenantSyntax(err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("tenant record: data after the JSON object")
+	}
+	if err := t.validate(); err != nil {
+		return nil, fmt.Errorf("tenant record: %w", err)
+	}
+	return &t, nil
+}
+
+// tenantSyntax keeps encoding/json's position and field but not the value that
+// some of its messages quote.
+func tenantSyntax(err error) error {
+	var ute *json.UnmarshalTypeError
+	var se *json.SyntaxError
+	switch {
+	case errors.As(err, &ute):
+		return fmt.Errorf("tenant record: field %q holds a JSON %s, byte %d", ute.Field, strings.Fields(ute.Value + " value")[0], ute.Offset)
+	case errors.As(err, &se):
+		return fmt.Errorf("tenant record: not valid JSON at byte %d", se.Offset)
+	case strings.HasPrefix(err.Error(), "json: unknown field "):
+		return errors.New("tenant record: a field that this version does not know")
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("tenant record: truncated")
+	}
+	return errors.New("tenant record: not readable as a tenant")
+}
+
+func (t *Tenant) validate() error {
+	switch {
+	case t.ID == "":
+		return errors.New("field tenant is empty")
+	case strings.ContainsAny(t.ID, "|\x00"):
+		return errors.New("field tenant holds '|' or NUL, which the message key reserves")
+	case t.Org == "":
+		return errors.New("field org is empty")
+	case !isRegion(t.Region):
+		return errors.New("field region must be lower-case letters, digits and '-'")
+	case t.Revision < 1:
+		return errors.New("field revision must be at least 1")
+	case len(t.History) == 0:
+		return errors.New("field history is empty")
+	}
+	for _, h := range t.Hosts {
+		if h == "" || h != strings.ToLower(h) || strings.ContainsAny(h, "/:@ ") {
+			return errors.New("field hosts must hold bare lower-case host names")
+		}
+	}
+	for i := range t.History {
+		c := &t.History[i]
+		if c.At.IsZero() {
+			return fmt.Errorf("field history[%d].at is missing", i)
+		}
+		if i > 0 && c.At.Before(t.History[i-1].At) {
+			return fmt.Errorf("field history[%d].at lies before the one above it", i)
+		}
+		for _, s := range []*Setting{c.Set.Metadata, c.Set.InApp} {
+			if s != nil && *s != On && *s != Off && *s != Absent {
+				return fmt.Errorf("field history[%d].set: a setting is \"on\", \"off\" or \"\"", i)
+			}
+		}
+	}
+	return nil
+}
+
+func isRegion(s string) bool {
+	if s == "" || len(s) > 32 {
+		return false
+	}
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}
