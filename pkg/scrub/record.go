@@ -1,0 +1,64 @@
+package scrub
+
+import (
+	"time"
+
+	"winnow/pkg/schema"
+)
+
+// Record is one scrubbed document: the only thing that package batch writes.
+// Only Scrubber.Record makes a Record that is not zero, and batch refuses the
+// zero Record, so unscrubbed text cannot reach a file.
+//
+// The texts belong to the Scrubber and are valid until its next call.
+type Record struct {
+	source   schema.Source
+	product  schema.Product
+	kind     string
+	region   string
+	time     time.Time
+	streams  schema.Streams
+	withheld schema.Withheld
+	parts    []Part
+	counts   [NumLabels]int
+}
+
+// Part is one scrubbed text of a document, such as its summary or a comment.
+type Part struct {
+	Role   string // summary, description, environment, comment, title, body
+	Format Format // the markup that Text is in
+	Text   []byte
+}
+
+// Source returns the coordinates of the event that the record was made of.
+func (r *Record) Source() schema.Source { return r.source }
+
+// Product returns the product of the event.
+func (r *Record) Product() schema.Product { return r.product }
+
+// Kind returns what the document is: issue, comment, worklog, page, blogpost,
+// sprint and so on, in the words of the readers of package schema.
+func (r *Record) Kind() string { return r.kind }
+
+// Region returns the data residency that the document must stay in.
+func (r *Record) Region() string { return r.region }
+
+// Month returns the first instant of the event's calendar month, UTC. Nothing
+// finer than the month leaves.
+func (r *Record) Month() time.Time {
+	return time.Date(r.time.Year(), r.time.Month(), 1, 0, 0, 0, 0, time.UTC)
+}
+
+// Streams returns the streams that the record may feed; zero for a zero
+// Record.
+func (r *Record) Streams() schema.Streams { return r.streams }
+
+// Withheld returns why the record may not feed a stream.
+func (r *Record) Withheld() schema.Withheld { return r.withheld }
+
+// Parts returns the scrubbed texts in document order. It is empty when the
+// record may not feed the in-app stream.
+func (r *Record) Parts() []Part { return r.parts }
+
+// Counts returns how many spans of each label were removed.
+func (r *Record) Counts() [NumLabels]int { return r.counts }
