@@ -1,0 +1,319 @@
+package batch
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"winnow/pkg/schema"
+)
+
+// Version is the version of the commit file that this package writes, and the
+// only one that it reads.
+const Version = 1
+
+// ErrCommitted is returned by Writer.Commit when another writer has committed
+// the range first. The writer is finished and its files are gone; resume at
+// Store.Next with a new one.
+var ErrCommitted = errors.New("batch: another writer committed this range")
+
+// Format is the format of data files.
+type Format uint8
+
+// The formats. Both hold the same columns; JSONL is compressed with zstd.
+const (
+	Parquet Format = iota
+	JSONL
+)
+
+var formatNames = [...]string{"parquet", "jsonl"}
+var extensions = [...]string{".parquet", ".jsonl.zst"}
+
+func (f Format) String() string { return formatNames[f] }
+
+// MarshalText writes the format's word, as it stands in commits and flags.
+func (f Format) MarshalText() ([]byte, error) { return []byte(formatNames[f]), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (f *Format) UnmarshalText(b []byte) error {
+	i := slices.Index(formatNames[:], string(b))
+	if i < 0 {
+		return errors.New("the format is neither parquet nor jsonl")
+	}
+	*f = Format(i)
+	return nil
+}
+
+// Provenance says how a run read the policy. It is recorded in every commit,
+// so that a choice an operator made by flag can be found from the data.
+type Provenance struct {
+	TenantsOffset int64  `json:"tenants_offset"` // the tenants-topic offset that the commit obeyed
+	UnsetSettings string `json:"unset_settings"` // reading of absent settings: closed, vendor
+	AssumeConsent bool   `json:"assume_consent"` // replay of the operator's own records
+	EventTime     string `json:"event_time"`     // record, replay
+}
+
+// Commit is one link of a partition's chain. It never changes once created.
+//
+// Its counts are a double entry, which Check verifies: every offset of the
+// range is a record or a hole, and every record is, once for each stream,
+// either in it or dropped for one reason.
+type Commit struct {
+	Version      int              `json:"version"`
+	Topic        string           `json:"topic"`
+	TopicID      string           `json:"topic_id"`
+	Partition    int              `json:"partition"`
+	Start        int64            `json:"start"`   // first offset
+	End          int64            `json:"end"`     // one past the last offset
+	Genesis      bool             `json:"genesis"` // first of its chain; [0, Start) was never read
+	Attempt      string           `json:"attempt"` // UUIDv4 of the try that won
+	Created      time.Time        `json:"created"` // UTC
+	Format       Format           `json:"format"`
+	Files        []File           `json:"files"`
+	Records      int64            `json:"records"` // offsets added, dropped or rejected
+	Holes        int64            `json:"holes"`   // offsets without a record: control batches, compaction
+	InApp        InAppCounts      `json:"in_app"`
+	Metadata     MetadataCounts   `json:"metadata"`
+	Spans        map[string]int64 `json:"spans"` // identifiers removed, by label
+	ScrubVersion string           `json:"scrub_version"`
+	Provenance   Provenance       `json:"provenance"`
+}
+
+// InAppCounts are a commit's counts of the in-app stream.
+type InAppCounts struct {
+	Documents int64                   `json:"documents"`
+	Rows      int64                   `json:"rows"` // one for each part of a document
+	Drops     map[schema.Reason]int64 `json:"drops"`
+}
+
+// MetadataCounts are a commit's counts of the metadata stream.
+type MetadataCounts struct {
+	Counted int64                   `json:"counted"` // records in the metadata files
+	Drops   map[schema.Reason]int64 `json:"drops"`
+}
+
+// The streams that a File may belong to.
+const (
+	StreamInApp      = "in-app"
+	StreamMetadata   = "metadata"
+	StreamQuarantine = "quarantine"
+)
+
+// File is one data file of a commit.
+type File struct {
+	Path   string `json:"path"` // relative to the dataset's root, with slashes
+	Stream string `json:"stream"`
+	Region string `json:"region,omitempty"` // of in-app files
+	Month  string `json:"month,omitempty"`  // YYYY-MM, of in-app and metadata files
+	Rows   int64  `json:"rows"`
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"` // lower-case hex
+}
+
+// extends returns the tip of the chain that the commit was added to; it is the
+// number in the names of the commit and of its files. A genesis commit extends
+// the empty chain, whose tip is 0, even when the log began later: two workers
+// that read different log starts (retention moved in between) must collide on
+// one name, or both would create a first commit and the chain would fork.
+func (c *Commit) extends() int64 {
+	if c.Genesis {
+		return 0
+	}
+	return c.Start
+}
+
+func (c *Commit) partition() Partition { return Partition{c.Topic, c.Partition} }
+
+// Source returns the coordinates of the commit's first offset.
+func (c *Commit) Source() schema.Source {
+	return schema.Source{Topic: c.Topic, Partition: c.Partition, Offset: c.Start}
+}
+
+// path returns the only path that the file may have.
+func (c *Commit) path(f *File) string {
+	name := fmt.Sprintf("%020d-%s", c.extends(), c.Attempt)
+	if f.Stream == StreamQuarantine {
+		return path.Join(quarantineDir, c.Topic, strconv.Itoa(c.Partition), name+".jsonl")
+	}
+	name = fmt.Sprintf("%s-%d-%s%s", c.Topic, c.Partition, name, extensions[c.Format])
+	if f.Stream == StreamMetadata {
+		return path.Join(metadataDir, "window="+f.Month, name)
+	}
+	return path.Join(inAppDir, "region="+f.Region, "dt="+f.Month+"-01", name)
+}
+
+var (
+	commitName = regexp.MustCompile(`^(\d{20})\.json$`)
+	tmpName    = regexp.MustCompile(`^\.(\d{20})-` + uuidPattern + `\.tmp$`)
+)
+
+func commitFile(p Partition, extends int64) string {
+	return path.Join(p.commits(), fmt.Sprintf("%020d.json", extends))
+}
+
+// readCommit reads the commit that extends the chain at an offset; the error
+// wraps fs.ErrNotExist when there is none.
+func (s *Store) readCommit(p Partition, extends int64) (Commit, error) {
+	name := commitFile(p, extends)
+	b, err := os.ReadFile(s.abs(name))
+	if err != nil {
+		return Commit{}, err
+	}
+	var v struct{ Version int }
+	if err := json.Unmarshal(b, &v); err != nil {
+		return Commit{}, fmt.Errorf("commit %s does not parse: %w", name, err)
+	}
+	if v.Version != Version {
+		return Commit{}, fmt.Errorf("commit %s has version %d, this program reads %d", name, v.Version, Version)
+	}
+	var c Commit
+	if err := decodeStrict(b, &c); err != nil {
+		return Commit{}, fmt.Errorf("commit %s does not parse: %w", name, err)
+	}
+	switch {
+	case c.partition() != p:
+		err = fmt.Errorf("commit %s says that it is of %v", name, c.partition())
+	case c.extends() != extends:
+		err = fmt.Errorf("commit %s says that it starts at %d", name, c.Start)
+	case c.Start < 0 || c.End <= c.Start:
+		err = fmt.Errorf("commit %s covers no offsets: [%d, %d)", name, c.Start, c.End)
+	}
+	return c, err
+}
+
+// names returns the numbers of the partition's commits, ascending, and the
+// entries of its directory that are none.
+func (s *Store) names(p Partition) (extends []int64, others []string, err error) {
+	entries, err := readDir(s.abs(p.commits()))
+	for _, e := range entries {
+		if m := commitName.FindStringSubmatch(e.Name()); m != nil {
+			if n, err := strconv.ParseInt(m[1], 10, 64); err == nil {
+				extends = append(extends, n)
+				continue
+			}
+		}
+		others = append(others, e.Name())
+	}
+	return extends, others, err
+}
+
+// tip returns the last commit of the chain, or a Commit with End 0 when there
+// is none. It reads names and one commit; only Chain and Check read them all.
+func (s *Store) tip(p Partition) (Commit, error) {
+	if err := p.validate(); err != nil {
+		return Commit{}, err
+	}
+	ns, _, err := s.names(p)
+	if err != nil || len(ns) == 0 {
+		return Commit{}, err
+	}
+	return s.readCommit(p, ns[len(ns)-1])
+}
+
+// Next returns the offset to resume at: the end of the partition's last
+// commit, or 0 for an empty chain.
+func (s *Store) Next(topic string, partition int) (int64, error) {
+	c, err := s.tip(Partition{topic, partition})
+	return c.End, err
+}
+
+// Chain returns the partition's commits in order, after checking that they
+// join: each starts where the one before it ended. Read data through it (or
+// through Next's range), never by listing the data directories.
+func (s *Store) Chain(topic string, partition int) ([]Commit, error) {
+	p := Partition{topic, partition}
+	if err := p.validate(); err != nil {
+		return nil, err
+	}
+	ns, _, err := s.names(p)
+	if err != nil {
+		return nil, err
+	}
+	chain := make([]Commit, 0, len(ns))
+	for _, n := range ns {
+		c, err := s.readCommit(p, n)
+		if err != nil {
+			return nil, err
+		}
+		if problem := joins(chain, &c); problem != "" {
+			return nil, fmt.Errorf("chain of %v is broken at %d: %s", p, c.Start, problem)
+		}
+		chain = append(chain, c)
+	}
+	return chain, nil
+}
+
+// joins says why c can not follow the chain, or nothing.
+func joins(chain []Commit, c *Commit) string {
+	if len(chain) == 0 {
+		if !c.Genesis {
+			return "the chain has no genesis commit: its first commits are missing"
+		}
+		return ""
+	}
+	last := &chain[len(chain)-1]
+	switch {
+	case c.Start > last.End:
+		return fmt.Sprintf("gap: offsets [%d, %d) are in no commit", last.End, c.Start)
+	case c.Start < last.End:
+		return fmt.Sprintf("fork: offsets [%d, %d) are in two commits", c.Start, min(c.End, last.End))
+	case c.TopicID != last.TopicID:
+		return "the topic's id differs from the commit before it"
+	}
+	return ""
+}
+
+// create makes the commit visible and durable, or returns ErrCommitted. Its
+// data and directories must be durable already.
+func (s *Store) create(c *Commit) error {
+	b, err := json.MarshalIndent(c, "", " ")
+	if err != nil {
+		return err
+	}
+	dir := s.abs(c.partition().commits())
+	tmp := s.abs(path.Join(c.partition().commits(), fmt.Sprintf(".%020d-%s.tmp", c.extends(), c.Attempt)))
+	// Exclusive creation of the final name would show readers a half-written
+	// commit, and stat-then-rename lets two writers both win: A and B find the
+	// name free, A renames, B renames over it. link(2) does both at once.
+	if err := writeFile(tmp, append(b, '\n'), "commit"); err != nil {
+		return err
+	}
+	reach("commit-before-link")
+	err = os.Link(tmp, s.abs(commitFile(c.partition(), c.extends())))
+	if err != nil {
+		// An error does not say that the link was not made (a network file
+		// system can lose the reply and see its own name on the retry), nor an
+		// absent tmp that the name is free (Sweep removes it once the name is
+		// taken). The commit itself tells.
+		switch cur, e := s.readCommit(c.partition(), c.extends()); {
+		case e == nil && cur.Attempt == c.Attempt:
+			err = nil
+		case e == nil:
+			err = ErrCommitted
+		case !errors.Is(e, fs.ErrNotExist):
+			err = errors.Join(err, e)
+		}
+	}
+	reach("commit-after-link")
+	_ = os.Remove(tmp) // what stays is swept
+	if err != nil && !errors.Is(err, ErrCommitted) {
+		return err
+	}
+	reach("commit-before-dirsync")
+	// Also for the other's commit: the caller removes its own files next, and
+	// a power loss must not then take the commit that replaced them.
+	if e := syncDir(dir); e != nil {
+		return e
+	}
+	if err == nil {
+		reach("commit-durable")
+	}
+	return err
+}
