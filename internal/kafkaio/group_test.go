@@ -1,0 +1,223 @@
+package kafkaio
+
+import (
+	"context"
+	"errors"
+	"runtime/pprof"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// working counts the runs by partition and tells of every change.
+type working struct {
+	mu      sync.Mutex
+	now     map[int]int
+	overlap bool
+	changed chan struct{}
+}
+
+func (w *working) add(p, n int) {
+	w.mu.Lock()
+	w.now[p] += n
+	w.overlap = w.overlap || w.now[p] > 1
+	w.mu.Unlock()
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (w *working) await(t *testing.T, partitions int) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		w.mu.Lock()
+		n := 0
+		for _, c := range w.now {
+			n += c
+		}
+		w.mu.Unlock()
+		if n == partitions {
+			return
+		}
+		select {
+		case <-w.changed:
+		case <-deadline:
+			require.FailNow(t, "timed out", "%d of %d runs", n, partitions)
+		}
+	}
+}
+
+// start consumes until stop is called, which returns what Consume returned.
+func start(t *testing.T, c *Client, run func(context.Context, *Assignment) error) (stop func() error) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Consume(ctx, "g", "t", run) }()
+	return sync.OnceValue(func() error { cancel(); return <-done })
+}
+
+func TestConsumeSharesPartitions(t *testing.T) {
+	k, c := cluster(t, quick, kfake.SeedTopics(4, "t"))
+	all := &working{now: map[int]int{}, changed: make(chan struct{}, 1)}
+	member := func() (*working, func() error) {
+		w := &working{now: map[int]int{}, changed: make(chan struct{}, 1)}
+		return w, start(t, c, func(ctx context.Context, a *Assignment) error {
+			w.add(a.Partition, 1)
+			all.add(a.Partition, 1)
+			<-ctx.Done()
+			all.add(a.Partition, -1)
+			w.add(a.Partition, -1)
+			return ctx.Err()
+		})
+	}
+	leaves := k.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.LeaveGroup}, Observe: true, Count: -1})
+	one, stopOne := member()
+	defer stopOne()
+	one.await(t, 4)
+	two, stopTwo := member()
+	defer stopTwo()
+	two.await(t, 2)
+	one.await(t, 2)
+	require.NoError(t, stopOne())
+	one.await(t, 0)
+	two.await(t, 4)
+	g, err := k.WaitGroupStable(t.Context(), "g", 1)
+	require.NoError(t, err)
+	require.Equal(t, 4, g.NumAssigned())
+	require.NoError(t, stopTwo())
+	require.Equal(t, 2, leaves.Hits(), "members leave, rather than expire")
+	require.False(t, all.overlap, "a partition was handed over while still worked on")
+}
+
+func TestConsumeNewPartitions(t *testing.T) {
+	k, c := cluster(t, quick, kfake.SeedTopics(1, "t"))
+	w := &working{now: map[int]int{}, changed: make(chan struct{}, 1)}
+	stop := start(t, c, func(ctx context.Context, a *Assignment) error {
+		w.add(a.Partition, 1)
+		<-ctx.Done()
+		w.add(a.Partition, -1)
+		return nil
+	})
+	defer stop()
+	w.await(t, 1)
+	f := franz(t, k)
+	req := kmsg.NewPtrCreatePartitionsRequest()
+	topic := kmsg.NewCreatePartitionsRequestTopic()
+	topic.Topic, topic.Count = "t", 3
+	req.Topics = append(req.Topics, topic)
+	req.TimeoutMillis = 1000
+	_, err := req.RequestWith(t.Context(), f)
+	require.NoError(t, err)
+	w.await(t, 3)
+	require.NoError(t, stop())
+}
+
+func TestConsumeHint(t *testing.T) {
+	k, c := cluster(t, quick, kfake.SeedTopics(2, "t"))
+	for _, want := range []int64{-1, 41} { // the second member sees the first one's
+		hinted := make(chan int64, 1)
+		var old *Assignment
+		stop := start(t, c, func(ctx context.Context, a *Assignment) error {
+			if a.Partition == 1 {
+				old = a
+				hinted <- a.Hinted
+				return a.Hint(41)
+			}
+			return nil // done early: the member keeps its partitions
+		})
+		require.Equal(t, want, <-hinted)
+		_, err := k.WaitGroupInfo(t.Context(), "g", func(g *kfake.GroupInfo) bool { return g != nil && g.Commits["t"][1].Offset == 41 })
+		require.NoError(t, err)
+		require.NoError(t, stop())
+		require.ErrorContains(t, old.Hint(50), "hint of t/1@50: ", "the generation has ended")
+	}
+}
+
+func TestConsumeErrors(t *testing.T) {
+	o := quick
+	retried := make(chan error, 100)
+	o.OnRetry = func(err error) { retried <- err }
+	k, c := cluster(t, o, kfake.SeedTopics(2, "t"))
+	idle := func(ctx context.Context, _ *Assignment) error { <-ctx.Done(); return ctx.Err() }
+
+	t.Run("a run's error ends it, and the other runs", func(t *testing.T) {
+		boom := errors.New("boom")
+		returned := make(chan int, 2)
+		err := c.Consume(t.Context(), "g", "t", func(ctx context.Context, a *Assignment) error {
+			defer func() { returned <- a.Partition }()
+			if a.Partition == 0 {
+				return boom
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		require.Equal(t, boom, err)
+		require.Len(t, returned, 2)
+	})
+	t.Run("what passes is retried", func(t *testing.T) {
+		for _, key := range []kmsg.Key{kmsg.FindCoordinator, kmsg.JoinGroup, kmsg.SyncGroup, kmsg.Heartbeat} {
+			ran := make(chan struct{}, 10)
+			h := k.Fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: kerr.NotCoordinator})
+			stop := start(t, c, func(ctx context.Context, a *Assignment) error { ran <- struct{}{}; return idle(ctx, a) })
+			<-ran
+			require.NoError(t, h.Wait(t.Context(), 1), key.Name())
+			<-ran // the other partition; after the heartbeat's, another generation
+			require.NoError(t, stop(), key.Name())
+		}
+		require.GreaterOrEqual(t, len(retried), 3)
+		require.ErrorContains(t, <-retried, "group g: ")
+	})
+	t.Run("what is refused is not", func(t *testing.T) {
+		k.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.JoinGroup}, Err: kerr.GroupAuthorizationFailed})
+		require.ErrorContains(t, c.Consume(t.Context(), "g", "t", idle), "group g: [30] Group Authorization Failed")
+	})
+	t.Run("no group", func(t *testing.T) {
+		require.ErrorContains(t, c.Consume(t.Context(), "", "t", idle), "without an ID")
+	})
+}
+
+func TestNothingIsLeftRunning(t *testing.T) {
+	k, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(2, "t"), kfake.GroupMinSessionTimeout(100*time.Millisecond))
+	require.NoError(t, err)
+	defer k.Close()
+	c, err := Dial(k.ListenAddrs(), quick)
+	require.NoError(t, err)
+	p := c.Producer("t")
+	require.NoError(t, p.Produce(t.Context(), Message{Key: []byte("k"), Value: []byte("v")}))
+	require.NoError(t, p.Close())
+	read := make(chan struct{}, 2)
+	stop := start(t, c, func(ctx context.Context, a *Assignment) error {
+		var b Batch
+		for ctx.Err() == nil {
+			if err := c.Fetch(ctx, "t", a.Partition, b.Next, &b); err != nil {
+				return err
+			}
+			if len(b.Records) > 0 {
+				read <- struct{}{}
+			}
+		}
+		return nil
+	})
+	<-read
+	require.NoError(t, stop())
+	require.NoError(t, c.Close())
+	left := func() string {
+		var s strings.Builder
+		require.NoError(t, pprof.Lookup("goroutine").WriteTo(&s, 2))
+		var ours []string
+		for _, g := range strings.Split(s.String(), "\n\n") {
+			if (strings.Contains(g, "segmentio/kafka-go") || strings.Contains(g, "kafkaio.(")) && !strings.Contains(g, "testing.tRunner") {
+				ours = append(ours, g)
+			}
+		}
+		return strings.Join(ours, "\n\n")
+	}
+	require.Eventually(t, func() bool { return left() == "" }, 10*time.Second, 20*time.Millisecond, "%s", left())
+}
