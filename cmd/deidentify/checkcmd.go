@@ -1,0 +1,37 @@
+package main
+
+import (
+	"fmt"
+	"text/tabwriter"
+
+	"winnow/pkg/batch"
+)
+
+type checkCmd struct {
+	Dir string `arg:"" help:"Directory of the data set." type:"existingdir"`
+}
+
+func (c *checkCmd) Run(s *session) error {
+	store, err := batch.Open(c.Dir)
+	if err != nil {
+		return err
+	}
+	r, err := store.Check(s.ctx)
+	if err != nil {
+		return err
+	}
+	t := tabwriter.NewWriter(s.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "partitions\t%d\ncommits\t%d\nfiles\t%d\ndocuments\t%d\nrows\t%d\nbytes\t%s\norphan files\t%d\n",
+		r.Partitions, r.Commits, r.Files, r.Documents, r.Rows, bytesOf(r.Bytes), r.Orphans)
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, f := range r.Faults {
+		fmt.Fprintf(s.stdout, "FAULT %s: %s\n", f.Coordinates, f.Problem)
+	}
+	if n := len(r.Faults); n > 0 {
+		return fmt.Errorf("%w: %d in %s; the data set must not be used until they are explained", errCheck, n, c.Dir)
+	}
+	fmt.Fprintln(s.stdout, "whole: every chain joins, every hash and row count agrees")
+	return nil
+}

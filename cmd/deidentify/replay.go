@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"winnow/internal/broker"
+	"winnow/internal/ingest"
+	"winnow/internal/kafkaio"
+	"winnow/internal/progress"
+	"winnow/pkg/batch"
+	"winnow/pkg/gate"
+	"winnow/pkg/schema"
+)
+
+type replayCmd struct {
+	Paths         []string         `arg:"" name:"path" help:"Files or directories of records: .json, .jsonl, .ndjson, each also .zst or .gz."`
+	Out           string           `required:"" help:"Directory of the data set to make; it must be new or empty." type:"path"`
+	Tenants       string           `help:"File of tenant records, one JSON object a line." type:"existingfile"`
+	AssumeConsent bool             `help:"The records are your own: those that carry no tenant belong to a built-in tenant that has agreed to everything. Recorded in every commit."`
+	EventTime     ingest.EventTime `enum:"record,replay" default:"record" help:"Time of an event: of the record (a webhook's timestamp; the replay's for a REST export), or of the replay for all, which needs --assume-consent. Recorded in every commit."`
+	Format        batch.Format     `enum:"parquet,jsonl" default:"parquet" help:"Format of data files: parquet or jsonl (zstd JSON Lines)."`
+	UnsetSettings gate.Unset       `enum:"closed,vendor" default:"closed" help:"Reading of settings that nobody has set: closed, or the vendor's published defaults. Recorded in every commit."`
+	Partitions    int              `default:"4" help:"Partitions of the events topic."`
+	KeepBroker    string           `placeholder:"DIR" help:"Keep the embedded broker's data in this directory."`
+	flushLimits   `embed:""`
+}
+
+const (
+	eventsTopic  = "events"
+	tenantsTopic = "tenants"
+)
+
+func (c *replayCmd) Run(s *session) error {
+	switch {
+	case c.EventTime == ingest.OfReplay && !c.AssumeConsent:
+		return usageError("--event-time replay is for one's own records: it needs --assume-consent")
+	case c.Tenants == "" && !c.AssumeConsent:
+		return usageError("without --tenants no tenant is known and every record would be dropped; give --tenants FILE, or --assume-consent for records of your own")
+	case c.Partitions < 1 || c.Partitions > 1000:
+		return usageError("--partitions must be between 1 and 1000")
+	}
+	if c.AssumeConsent {
+		fmt.Fprintln(s.stdout, "Consent is assumed: records that carry no tenant are taken as your own (tenant \"local\", both streams on).")
+	}
+	files, err := ingest.Files(c.Paths)
+	if err != nil {
+		return err
+	}
+	store, err := batch.Create(c.Out)
+	if err != nil {
+		return err
+	}
+	if ps, err := store.Partitions(); err != nil {
+		return err
+	} else if len(ps) > 0 {
+		return fmt.Errorf("%s already holds a data set; a replay starts offsets of its own, so give it a new directory", c.Out)
+	}
+	dir := c.KeepBroker
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "winnow-broker-"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+	}
+	b, err := broker.Start(dir, broker.Options{})
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	client, err := kafkaio.Dial([]string{b.Addr()}, kafkaio.Options{ClientID: "winnow-replay"})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+
+	t, err := c.load(s, client, files)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := c.work(s, client, store, t); err != nil {
+		return err
+	}
+	return summarize(s.stdout, store, t, time.Since(began))
+}
+
+// loaded is what the first stage leaves for the second.
+type loaded struct {
+	policy *gate.Policy
+	offset int64 // tenants-topic offset that the policy was read up to
+	door   ingest.Summary
+
+	mu    sync.Mutex
+	notes []note
+}
+
+// note is an admitted record that left no text, and why.
+type note struct {
+	origin string
+	at     schema.Source
+	err    error
+}
+
+// file is the origin without the line.
+func (n *note) file() string {
+	f, _, _ := strings.Cut(n.origin, "#")
+	return f
+}
+
+// maxNotes bounds the memory of the list; the counts are always complete.
+const maxNotes = 100_000
+
+func (l *loaded) note(origin string, at schema.Source, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.notes) < maxNotes {
+		l.notes = append(l.notes, note{origin, at, err})
+	}
+}
+
+// load fills the topics through the door's own code.
+func (c *replayCmd) load(s *session, client *kafkaio.Client, files []ingest.File) (*loaded, error) {
+	if err := client.EnsureTopic(s.ctx, tenantsTopic, 1, map[string]string{"cleanup.policy": "compact"}); err != nil {
+		return nil, err
+	}
+	if err := client.EnsureTopic(s.ctx, eventsTopic, c.Partitions, map[string]string{"max.message.bytes": fmt.Sprint(2 * schema.MaxValue)}); err != nil {
+		return nil, err
+	}
+	if c.Tenants != "" {
+		if err := produceTenants(s.ctx, client, tenantsTopic, c.Tenants, s); err != nil {
+			return nil, err
+		}
+	}
+	l := &loaded{}
+	var err error
+	if l.policy, l.offset, err = readPolicy(s.ctx, client, tenantsTopic, gate.Options{Unset: c.UnsetSettings, AssumeConsent: c.AssumeConsent}); err != nil {
+		return nil, err
+	}
+	var size int64
+	for _, f := range files {
+		size += f.Size
+	}
+	p := client.Producer(eventsTopic)
+	defer p.Close()
+	door := ingest.Door{Policy: l.policy, AssumeConsent: c.AssumeConsent, EventTime: c.EventTime, Now: s.now().UTC(), Name: "replay"}
+	bar := progress.New(s.stderr, "load", size, true)
+	l.door, err = door.Replay(s.ctx, files, p, bar.Add)
+	if err != nil {
+		return nil, err
+	}
+	bar.Done(fmt.Sprintf("%d records of %d files, %s", l.door.Produced, l.door.Files, bytesOf(l.door.Bytes)))
+	return l, p.Close()
+}
+
+// work runs the worker until the topic is drained.
+func (c *replayCmd) work(s *session, client *kafkaio.Client, store *batch.Store, l *loaded) error {
+	info, err := client.Topic(s.ctx, eventsTopic)
+	if err != nil {
+		return err
+	}
+	ranges, err := client.Offsets(s.ctx, eventsTopic, info.Partitions)
+	if err != nil {
+		return err
+	}
+	drain, total := map[int]int64{}, int64(0)
+	for p, r := range ranges {
+		drain[p] = r.End
+		total += r.End - r.Start
+	}
+	bar := progress.New(s.stderr, "work", total, false)
+	w := &worker{
+		client: client, store: store, policy: l.policy, now: s.now,
+		log:   slog.New(slog.NewTextHandler(s.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		topic: eventsTopic, group: "winnow-replay", flush: c.flushLimits,
+		opts: batch.Options{Format: c.Format, TopicID: info.ID, Provenance: batch.Provenance{
+			TenantsOffset: l.offset, UnsetSettings: c.UnsetSettings.String(), AssumeConsent: c.AssumeConsent, EventTime: string(c.EventTime)}},
+		drain: drain, progress: bar.Add, noted: l.note,
+	}
+	if err := w.run(s.ctx); err != nil {
+		return err
+	}
+	bar.Done(fmt.Sprintf("%d records", total))
+	return nil
+}
+
+// produceTenants puts a file of tenant records on the tenants topic.
+func produceTenants(ctx context.Context, client *kafkaio.Client, topic, path string, s *session) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	msgs, err := ingest.Tenants(f, s.now())
+	if err != nil {
+		return fmt.Errorf("%s: nothing of it was taken:\n  %s", path, strings.ReplaceAll(err.Error(), "\n", "\n  "))
+	}
+	p := client.Producer(topic)
+	return errors.Join(p.Produce(ctx, msgs...), p.Close())
+}
+
+// readPolicy reads the tenants topic to its high watermark. A record that
+// cannot be read closes its tenant and is not an error here. A topic that
+// cannot be read is, as is a revision that falls: which of two records holds is
+// then not known, and a gate that does not know must not run. The same record
+// twice is what at-least-once delivery does.
+func readPolicy(ctx context.Context, client *kafkaio.Client, topic string, o gate.Options) (*gate.Policy, int64, error) {
+	policy := gate.NewPolicy(o)
+	offset := int64(-1)
+	last := map[string][sha256.Size]byte{}
+	_, err := client.ReadAll(ctx, topic, func(_ int, r kafkaio.Record) error {
+		offset = max(offset, r.Offset)
+		sum := sha256.Sum256(r.Value)
+		switch err := policy.Put(string(r.Key), r.Value); {
+		case errors.Is(err, gate.ErrRevision) && last[string(r.Key)] != sum:
+			return fmt.Errorf("offset %d: %w; produce the tenant's record again with a higher revision", r.Offset, err)
+		case !errors.Is(err, gate.ErrRevision):
+			last[string(r.Key)] = sum
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading topic %s: %w", topic, err)
+	}
+	return policy, offset, nil
+}

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	"winnow/internal/ingest"
+	"winnow/internal/kafkaio"
+	"winnow/pkg/batch"
+	"winnow/pkg/gate"
+)
+
+type runCmd struct {
+	Brokers       []string     `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
+	Out           string       `required:"" help:"Directory of the data set; made when it does not exist, gone on with when it does." type:"path"`
+	Topic         string       `default:"events" help:"Topic of events."`
+	TenantsTopic  string       `default:"tenants" help:"Compacted topic of tenant records, keyed by tenant."`
+	Group         string       `default:"winnow" help:"Consumer group."`
+	Format        batch.Format `enum:"parquet,jsonl" default:"parquet" help:"Format of data files: parquet or jsonl (zstd JSON Lines)."`
+	UnsetSettings gate.Unset   `enum:"closed,vendor" default:"closed" help:"Reading of settings that nobody has set: closed, or the vendor's published defaults. Recorded in every commit."`
+	LogLevel      slog.Level   `default:"INFO" help:"DEBUG, INFO, WARN or ERROR. No level logs content."`
+	flushLimits   `embed:""`
+}
+
+func (c *runCmd) Run(s *session) error {
+	log := slog.New(slog.NewTextHandler(s.stderr, &slog.HandlerOptions{Level: c.LogLevel}))
+	store, err := batch.Create(c.Out)
+	if err != nil {
+		return err
+	}
+	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow"})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	policy, offset, err := readPolicy(s.ctx, client, c.TenantsTopic, gate.Options{Unset: c.UnsetSettings})
+	if err != nil {
+		return err
+	}
+	info, err := client.Topic(s.ctx, c.Topic)
+	if err != nil {
+		return err
+	}
+	if err := sameTopic(store, c.Topic, info.ID); err != nil {
+		return err
+	}
+	log.Info("working", "topic", c.Topic, "partitions", len(info.Partitions), "group", c.Group, "tenants", policy.Len(), "tenants_offset", offset, "out", c.Out)
+	w := &worker{
+		client: client, store: store, policy: policy, log: log, now: s.now,
+		topic: c.Topic, group: c.Group, flush: c.flushLimits,
+		opts: batch.Options{Format: c.Format, TopicID: info.ID, Provenance: batch.Provenance{
+			TenantsOffset: offset, UnsetSettings: c.UnsetSettings.String(), EventTime: string(ingest.OfRecord)}},
+	}
+	if err := w.run(s.ctx); err != nil {
+		return err
+	}
+	log.Info("stopped; what was read is committed")
+	return nil
+}
+
+// sameTopic refuses to go on with a chain that was begun on another topic of
+// the same name: offsets of the two have nothing to do with each other.
+func sameTopic(store *batch.Store, topic, id string) error {
+	ps, err := store.Partitions()
+	if err != nil {
+		return err
+	}
+	for _, p := range ps {
+		if p.Topic != topic {
+			continue
+		}
+		chain, err := store.Chain(p.Topic, p.Partition)
+		if err != nil {
+			return err
+		}
+		if n := len(chain); n > 0 && chain[n-1].TopicID != id {
+			return fmt.Errorf("the data set was begun on topic %s with id %q, the broker's topic of that name has id %q: it was deleted and made again, or this is another cluster; use a new --out", topic, chain[n-1].TopicID, id)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"winnow/internal/kafkaio"
+	"winnow/pkg/batch"
+	"winnow/pkg/gate"
+	"winnow/pkg/schema"
+	"winnow/pkg/scrub"
+)
+
+// worker carries the partitions it is assigned through the straight line:
+// gate, decode, scrub, split, batch.
+type worker struct {
+	client *kafkaio.Client
+	store  *batch.Store
+	policy *gate.Policy // read only while the worker runs
+	log    *slog.Logger
+	now    func() time.Time
+
+	topic string
+	group string
+	opts  batch.Options
+	flush flushLimits
+
+	// When drain is set, a partition ends at the offset the log had when the
+	// worker began, and the worker when all its partitions have.
+	drain    map[int]int64
+	progress func(records int64)
+	noted    func(origin string, at schema.Source, err error) // may be nil; see line
+}
+
+// flushLimits end a batch at the first that is reached. Bytes bounds the
+// memory of one partition: a batch holds at most Bytes plus one fetch.
+type flushLimits struct {
+	FlushBytes   int64         `default:"33554432" help:"Commit a batch at this many bytes of text."`
+	FlushRecords int64         `default:"10000" help:"Commit a batch at this many records."`
+	FlushAge     time.Duration `default:"1m" help:"Commit a batch at this age."`
+}
+
+// run works until ctx ends, having committed what was read, or, draining, until
+// every partition is done.
+func (w *worker) run(parent context.Context) error {
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
+	var mu sync.Mutex
+	left := len(w.drain)
+	err := w.client.Consume(ctx, w.group, w.topic, func(ctx context.Context, a *kafkaio.Assignment) error {
+		if err := w.partition(ctx, a); err != nil || w.drain == nil {
+			return err
+		}
+		mu.Lock()
+		if left--; left == 0 {
+			cancel()
+		}
+		mu.Unlock()
+		<-ctx.Done() // stay a member, or the group would hand the partition on
+		return nil
+	})
+	if err == nil && w.drain != nil && left > 0 {
+		err = parent.Err()
+	}
+	return err
+}
+
+// partition consumes one partition from its chain's tip. The group's offset is
+// only a hint for lag; the position is what the data set says.
+func (w *worker) partition(ctx context.Context, a *kafkaio.Assignment) error {
+	if n, err := w.store.Sweep(w.topic, a.Partition); err != nil {
+		return err
+	} else if n > 0 {
+		w.log.Info("removed files of attempts that can no longer commit", "topic", w.topic, "partition", a.Partition, "files", n)
+	}
+	for {
+		err := w.batches(ctx, a)
+		if !errors.Is(err, batch.ErrCommitted) {
+			return err
+		}
+		// Another worker, which held the partition before us or does not yet
+		// know that it lost it, took the range. Its commit stands; go on after it.
+		w.log.Info("another worker committed first", "topic", w.topic, "partition", a.Partition)
+	}
+}
+
+func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
+	p := a.Partition
+	wr, err := w.store.Writer(w.topic, p, w.opts)
+	if err != nil {
+		return err
+	}
+	pos, err := w.store.Next(w.topic, p)
+	if err != nil {
+		return err
+	}
+	r, err := w.client.Offsets(ctx, w.topic, []int{p})
+	if err != nil {
+		return err
+	}
+	if pos == 0 && r[p].Start > 0 {
+		pos = r[p].Start
+		if err := wr.StartAt(pos); err != nil {
+			return err
+		}
+	}
+	l := line{policy: w.policy, scrub: scrub.New(), w: wr, log: w.log, noted: w.noted}
+	end, draining := w.drain[p]
+	start := pos
+	var began time.Time
+	var b kafkaio.Batch
+	for {
+		if bytes, records := wr.Buffered(); pos > start && (bytes >= w.flush.FlushBytes || records >= w.flush.FlushRecords ||
+			!began.IsZero() && w.now().Sub(began) >= w.flush.FlushAge || draining && pos >= end || ctx.Err() != nil) {
+			c, err := wr.Commit(pos - 1)
+			if err != nil {
+				return err
+			}
+			w.log.Debug("committed", "topic", w.topic, "partition", p, "start", c.Start, "end", c.End, "documents", c.InApp.Documents)
+			if err := a.Hint(pos); err != nil {
+				w.log.Debug("lag hint not taken", "topic", w.topic, "partition", p, "error", err)
+			}
+			start, began = pos, time.Time{}
+		}
+		if draining && pos >= end {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := w.client.Fetch(ctx, w.topic, p, pos, &b); err != nil {
+			if ctx.Err() != nil {
+				continue // commit what is buffered, then leave
+			}
+			return err
+		}
+		if began.IsZero() && b.Next > pos {
+			began = w.now()
+		}
+		now := w.now()
+		for i := range b.Records {
+			src := schema.Source{Topic: w.topic, Partition: p, Offset: b.Records[i].Offset}
+			if err := l.record(src, &b.Records[i], now); err != nil {
+				return fmt.Errorf("%s: %w", src, err)
+			}
+		}
+		pos = b.Next
+		if w.progress != nil {
+			w.progress(int64(len(b.Records)))
+		}
+	}
+}
+
+// line is the straight line of one partition.
+type line struct {
+	policy *gate.Policy
+	scrub  *scrub.Scrubber
+	w      *batch.Writer
+	log    *slog.Logger
+	noted  func(origin string, at schema.Source, err error) // told of admitted records that left no text
+	event  schema.Event
+}
+
+// reject drops a record that cannot be read.
+func (l *line) reject(src schema.Source, err error) {
+	l.w.Reject(src, err)
+	l.note(src, err)
+}
+
+func (l *line) note(src schema.Source, err error) {
+	if l.noted != nil {
+		l.noted(l.event.Origin, src, err)
+	}
+}
+
+// record carries one record through the line. What cannot be decided, read or
+// scrubbed is dropped and counted; an error means that the batch cannot go on.
+func (l *line) record(src schema.Source, r *kafkaio.Record, now time.Time) (err error) {
+	// A fault of ours in one record must not stop the records around it. The
+	// panic's value might quote the record, so only its place is logged.
+	defer func() {
+		if p := recover(); p != nil {
+			l.log.Error("internal failure; the record is dropped", "source", src.String(), "stack", string(debug.Stack()))
+			l.reject(src, &schema.Error{Reason: schema.ReasonInternal, Offset: -1})
+		}
+	}()
+	e := &l.event
+	e.Envelope, e.Source, e.Value = schema.Envelope{}, src, r.Value
+	if len(r.Value) == 0 {
+		l.reject(src, &schema.Error{Reason: schema.ReasonEmptyValue, Offset: -1})
+		return nil
+	}
+	if e.Envelope, err = schema.ParseHeaders(r.Headers); err != nil {
+		l.reject(src, err)
+		return nil
+	}
+	// Gate: by headers alone, before anything of the value is looked at.
+	d := l.policy.Decide(e.Envelope, now)
+	if d.Streams() == 0 {
+		l.w.Drop(src, d.Withheld())
+		return nil
+	}
+	// Decode, and let the gate see the payload's own host and scope.
+	if err := e.Parse(); err != nil {
+		l.reject(src, err)
+		return nil
+	}
+	d = l.policy.Decide(e.Envelope, now)
+	if d.Streams() == 0 {
+		l.w.Drop(src, d.Withheld())
+		return nil
+	}
+	e.Streams, e.Withheld, e.Region = d.Streams(), d.Withheld(), d.Region
+	// Scrub.
+	rec, err := l.scrub.Record(e)
+	if err != nil {
+		l.reject(src, err)
+		return nil
+	}
+	if rec.Streams()&schema.InApp != 0 && len(rec.Parts()) == 0 {
+		l.note(src, &schema.Error{Reason: schema.ReasonNoText, Offset: -1})
+	}
+	// Split and batch: the record says which streams it may feed.
+	return l.w.Add(rec)
+}

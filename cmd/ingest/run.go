@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"winnow/internal/ingest"
+	"winnow/internal/kafkaio"
+	"winnow/internal/progress"
+	"winnow/pkg/gate"
+	"winnow/pkg/schema"
+)
+
+const description = `Puts Jira, Confluence and Jira Service Management records on the events topic, and tenant records on the tenants topic.
+
+  ingest tenants fixtures/tenants.jsonl --brokers localhost:9092
+  ingest replay fixtures/events --brokers localhost:9092
+
+Exit codes: 0 done, 1 failure, 2 usage.`
+
+type cli struct {
+	Replay  replayCmd  `cmd:"" help:"Produce the records in files to the events topic."`
+	Tenants tenantsCmd `cmd:"" help:"Validate a file of tenant records and produce it to the tenants topic."`
+}
+
+type session struct {
+	ctx            context.Context
+	stdout, stderr io.Writer
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var c cli
+	code := -1
+	s := &session{ctx, stdout, stderr}
+	p, err := kong.New(&c, kong.Name("ingest"), kong.Description(description), kong.Writers(stdout, stderr),
+		kong.Exit(func(n int) { code = n }), kong.Bind(s), kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}))
+	if err != nil {
+		fmt.Fprintln(stderr, "ingest:", err)
+		return 1
+	}
+	k, err := p.Parse(args)
+	if code >= 0 { // --help has been printed
+		return code
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "ingest: %v\ntry: ingest --help\n", err)
+		return 2
+	}
+	if err := k.Run(s); err != nil {
+		fmt.Fprintln(stderr, "ingest:", err)
+		return 1
+	}
+	return 0
+}
+
+type replayCmd struct {
+	Paths        []string `arg:"" name:"path" help:"Files or directories of records: .json, .jsonl, .ndjson, each also .zst or .gz."`
+	Brokers      []string `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
+	Topic        string   `default:"events" help:"Topic of events; made when absent."`
+	Partitions   int      `default:"12" help:"Partitions of the topic when it is made."`
+	TenantsTopic string   `default:"tenants" help:"Topic of tenant records; names the tenant of a record that carries only its host."`
+}
+
+func (c *replayCmd) Run(s *session) error {
+	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow-ingest"})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	policy := gate.NewPolicy(gate.Options{})
+	if _, err := client.ReadAll(s.ctx, c.TenantsTopic, func(_ int, r kafkaio.Record) error {
+		// A record that cannot be read names no host; its events then have no
+		// tenant and are counted so. The worker's gate judges on its own.
+		_ = policy.Put(string(r.Key), r.Value)
+		return nil
+	}); err != nil {
+		return fmt.Errorf("reading topic %s: %w", c.TenantsTopic, err)
+	}
+	if err := client.EnsureTopic(s.ctx, c.Topic, c.Partitions, map[string]string{"max.message.bytes": fmt.Sprint(2 * schema.MaxValue)}); err != nil {
+		return err
+	}
+	files, err := ingest.Files(c.Paths)
+	if err != nil {
+		return err
+	}
+	var size int64
+	for _, f := range files {
+		size += f.Size
+	}
+	p := client.Producer(c.Topic)
+	door := ingest.Door{Policy: policy, EventTime: ingest.OfRecord, Now: time.Now().UTC(), Name: "replay"}
+	bar := progress.New(s.stderr, "load", size, true)
+	sum, err := door.Replay(s.ctx, files, p, bar.Add)
+	if err := errors.Join(err, p.Close()); err != nil {
+		return err
+	}
+	bar.Done(fmt.Sprintf("%d records of %d files acknowledged", sum.Produced, sum.Files))
+	sum.Write(s.stdout)
+	return nil
+}
+
+type tenantsCmd struct {
+	File    string   `arg:"" help:"Tenant records, one JSON object a line." type:"existingfile"`
+	Brokers []string `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
+	Topic   string   `default:"tenants" help:"Compacted topic of tenant records; made when absent."`
+}
+
+func (c *tenantsCmd) Run(s *session) error {
+	f, err := os.Open(c.File)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	msgs, err := ingest.Tenants(f, time.Now())
+	if err != nil {
+		return fmt.Errorf("%s: nothing of it was taken:\n  %s", c.File, strings.ReplaceAll(err.Error(), "\n", "\n  "))
+	}
+	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow-ingest"})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := client.EnsureTopic(s.ctx, c.Topic, 1, map[string]string{"cleanup.policy": "compact"}); err != nil {
+		return err
+	}
+	p := client.Producer(c.Topic)
+	if err := errors.Join(p.Produce(s.ctx, msgs...), p.Close()); err != nil {
+		return err
+	}
+	fmt.Fprintf(s.stdout, "%d tenant records acknowledged\n", len(msgs))
+	return nil
+}

@@ -1,0 +1,133 @@
+// Package ingest is the doors that records come in by: it unwraps what it is
+// handed to events, names each one's tenant and id, and produces them to the
+// events topic. Delivery is at least once; the id of an event is the same
+// whenever its record is read again, so that a reader can tell a repeat.
+package ingest
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"winnow/internal/kafkaio"
+	"winnow/pkg/gate"
+	"winnow/pkg/schema"
+)
+
+// Place says where a door was handed a record; it names the record in errors
+// and lists, and is what its event id is made from.
+type Place struct {
+	File  string // as the caller named it, relative to the argument it was found under
+	Line  int    // from 1; 0 for a file that is one JSON text
+	Index int    // among the records of one JSON text, from 0
+}
+
+func (p Place) String() string {
+	s := p.File
+	if p.Line > 0 {
+		s += ":" + strconv.Itoa(p.Line)
+	}
+	if p.Index > 0 {
+		s += "#" + strconv.Itoa(p.Index)
+	}
+	return s
+}
+
+// EventTime says which time an event is given.
+type EventTime string
+
+// The two readings of event time. Of the record, a webhook has its own
+// timestamp and a REST export, which has none, the time of the replay. Under
+// Replay every event has the time of the replay; it is for one's own archives,
+// which are older than the policy, and is recorded in every commit.
+const (
+	OfRecord EventTime = "record"
+	OfReplay EventTime = "replay"
+)
+
+// Door turns records into messages for the events topic.
+type Door struct {
+	Policy        *gate.Policy // names the tenant of a host; may be nil
+	AssumeConsent bool         // a record without a tenant is the built-in tenant's
+	EventTime     EventTime
+	Now           time.Time // the time of the replay
+	Name          string    // ce_source of its events, before the place of each
+
+	doc schema.Doc
+}
+
+// namespace is the UUIDv5 name space of event ids (RFC 9562 §5.5).
+var namespace = uuid.NewSHA1(uuid.NameSpaceURL, []byte("urn:winnow:event"))
+
+// EventID returns the id of the event that a door calls by name: a delivery id
+// or source coordinates.
+func EventID(name string) string { return uuid.NewSHA1(namespace, []byte(name)).String() }
+
+// Unwrap yields a message for each event in one JSON text, or the reason why a
+// record in it is not one. The error holds no content of the record. Key,
+// value and headers are the caller's to keep; the value is a slice of raw.
+func (d *Door) Unwrap(at Place, raw []byte, yield func(at Place, m kafkaio.Message, err error)) {
+	schema.Unwrap(&d.doc, raw, func(index int, it schema.Item, err error) {
+		at.Index = index
+		if err != nil {
+			yield(at, kafkaio.Message{}, err)
+			return
+		}
+		m, err := d.message(at, it)
+		yield(at, m, err)
+	})
+}
+
+// origin is the ce_source of the record at a place: a URI reference, in which
+// the file's name is escaped and the line and index stand as the fragment.
+func (d *Door) origin(at Place) string {
+	u := url.URL{Path: d.Name + "/" + at.File}
+	if at.Line > 0 {
+		u.Fragment = "L" + strconv.Itoa(at.Line)
+	}
+	if at.Index > 0 {
+		u.Fragment += "." + strconv.Itoa(at.Index)
+	}
+	if s := u.String(); len(s) <= maxOrigin {
+		return s
+	}
+	return d.Name
+}
+
+// maxOrigin bounds ce_source, in bytes; a header has its own bound.
+const maxOrigin = 400
+
+func (d *Door) message(at Place, it schema.Item) (kafkaio.Message, error) {
+	e := it.Envelope
+	if e.Tenant == "" && d.Policy != nil {
+		e.Tenant, _ = d.Policy.TenantOf(e.Host)
+	}
+	if e.Tenant == "" && d.AssumeConsent {
+		e.Tenant = gate.LocalTenant
+	}
+	if e.Tenant == "" {
+		return kafkaio.Message{}, &schema.Error{Reason: gate.TenantUnknown, Offset: -1}
+	}
+	if e.Time.IsZero() || d.EventTime == OfReplay {
+		e.Time = d.Now
+	}
+	name := e.ID
+	if name == "" {
+		name = fmt.Sprintf("%s\x00%d\x00%d", at.File, at.Line, at.Index)
+	}
+	e.ID, e.Origin = EventID(name), d.origin(at)
+	key := it.Entity
+	if key == "" {
+		key = e.ID
+	}
+	return kafkaio.Message{
+		// Events of one entity stay in order: they share a partition.
+		Key:     []byte(e.Tenant + "|" + string(e.Product) + "/" + key),
+		Value:   it.Value,
+		Headers: e.AppendHeaders(nil),
+		Time:    d.Now,
+	}, nil
+}
