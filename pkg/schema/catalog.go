@@ -51,6 +51,7 @@ type form struct {
 	entity  string // path of the id of what the event is about
 	hosts   []string
 	project string
+	issue   string // path of an issue key, which begins with the project's
 	space   string
 	fields  []Field
 	content []contentPath
@@ -200,7 +201,7 @@ var forms = func() map[string]*form {
 		}
 	}
 	const project = "fields.project.key"
-	add(form{kind: "issue", entity: "id", hosts: []string{"self"}, project: project, fields: issueFields},
+	add(form{kind: "issue", entity: "id", hosts: []string{"self"}, project: project, issue: "key", fields: issueFields},
 		"jira.rest.issue")
 	add(form{kind: "comment", entity: "id", hosts: []string{"self", "_links.self"}, fields: commentFields},
 		"jira.rest.comment", "jira.rest.request_comment")
@@ -208,16 +209,16 @@ var forms = func() map[string]*form {
 		"jira.rest.worklog")
 	add(form{kind: "sprint", entity: "id", hosts: []string{"self"}, fields: sprintFields},
 		"jira.rest.sprint")
-	add(form{kind: "request", entity: "issueId", hosts: []string{"_links.self", "_links.jiraRest", "_links.web"}, fields: requestFields},
+	add(form{kind: "request", entity: "issueId", issue: "issueKey", hosts: []string{"_links.self", "_links.jiraRest", "_links.web"}, fields: requestFields},
 		"jira.rest.request")
 	// Older servers put a comment beside the issue in issue_updated.
-	add(form{kind: "issue", entity: "issue.id", hosts: []string{"issue.self", "comment.self", "user.self"}, project: "issue." + project,
+	add(form{kind: "issue", entity: "issue.id", hosts: []string{"issue.self", "comment.self", "user.self"}, project: "issue." + project, issue: "issue.key",
 		fields: at("", at("issue.", issueFields), at("comment.", commentFields), changeFields)},
 		"jira.webhook.issue_created", "jira.webhook.issue_updated", "jira.webhook.issue_deleted")
-	add(form{kind: "comment", entity: "comment.id", hosts: []string{"comment.self", "issue.self", "user.self"}, project: "issue." + project,
+	add(form{kind: "comment", entity: "comment.id", hosts: []string{"comment.self", "issue.self", "user.self"}, project: "issue." + project, issue: "issue.key",
 		fields: at("", at("comment.", commentFields), []Field{{Path: "issue", Class: Identifier}}, changeFields)},
 		"jira.webhook.comment_created", "jira.webhook.comment_updated", "jira.webhook.comment_deleted")
-	add(form{kind: "worklog", entity: "worklog.id", hosts: []string{"worklog.self", "issue.self", "user.self"}, project: "issue." + project,
+	add(form{kind: "worklog", entity: "worklog.id", hosts: []string{"worklog.self", "issue.self", "user.self"}, project: "issue." + project, issue: "issue.key",
 		fields: at("", at("worklog.", worklogFields), []Field{{Path: "issue", Class: Identifier}}, changeFields)},
 		"jira.webhook.worklog_created", "jira.webhook.worklog_updated", "jira.webhook.worklog_deleted")
 	add(form{kind: "sprint", entity: "sprint.id", hosts: []string{"sprint.self"},

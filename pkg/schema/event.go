@@ -192,6 +192,13 @@ func (e *Envelope) AppendHeaders(dst []Header) []Header {
 	)
 }
 
+// usable reports whether an event may bear the time t: what lies further off is
+// a clock in other units, or none.
+func usable(t time.Time) bool {
+	y := t.UTC().Year()
+	return y >= 1990 && y <= 2200
+}
+
 // ParseHeaders reads an envelope from message headers. The error is an *Error
 // with ReasonBadHeaders when an attribute is missing, repeated or unusable. A
 // missing tenant is not an error here: the gate names it.
@@ -241,7 +248,7 @@ func ParseHeaders(hs []Header) (Envelope, error) {
 			e.Type = v
 		case headerTime:
 			t, err := time.Parse(time.RFC3339Nano, v)
-			if err != nil || t.Year() < 1990 || t.Year() > 2200 {
+			if err != nil || !usable(t) {
 				return bad(h.Key)
 			}
 			e.Time = t.UTC()

@@ -482,8 +482,8 @@ func (v Value) all(f func(Value)) {
 // hostOf returns the lower-case host name of an absolute http(s) URL, without
 // port or user, or nil.
 func hostOf(url []byte) []byte {
-	_, rest, ok := bytes.Cut(url, []byte("://"))
-	if !ok || !bytes.HasPrefix(url, []byte("http")) {
+	scheme, rest, ok := bytes.Cut(url, []byte("://"))
+	if !ok || !bytes.EqualFold(scheme, []byte("http")) && !bytes.EqualFold(scheme, []byte("https")) {
 		return nil
 	}
 	if i := bytes.IndexAny(rest, "/?#\\"); i >= 0 {

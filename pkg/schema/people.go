@@ -12,7 +12,7 @@ import (
 // separated by NUL: display names, e-mail addresses and account ids as they
 // stand, and logins after a '~', as Jira's mentions write them.
 func (e *Event) People(dst [][]byte) [][]byte {
-	p := people{out: dst, byID: map[string]int{}, byName: map[string]int{}}
+	p := people{out: dst, byID: map[string]int{}, byName: map[string]int{}, held: map[entry]bool{}}
 	e.doc.Root().all(p.visit)
 	for _, t := range e.texts {
 		// An ADF document may stand in a string; its mentions declare people too.
@@ -44,7 +44,14 @@ type people struct {
 	out    [][]byte
 	byID   map[string]int // login or address -> index into out
 	byName map[string]int // display name -> index of the first person of that name
+	held   map[entry]bool // what the entries of out hold
 	ids    []identity
+}
+
+// entry is one identity in out[person].
+type entry struct {
+	person int
+	id     string
 }
 
 // IsUser reports whether the object describes a person: POLICY removes any
@@ -183,7 +190,8 @@ func (p *people) add(ids ...identity) {
 		if _, ok := m[k]; !ok {
 			m[k] = at
 		}
-		if !listed(p.out[at], s) {
+		if e := (entry{at, string(s)}); !p.held[e] {
+			p.held[e] = true
 			if len(p.out[at]) > 0 {
 				p.out[at] = append(p.out[at], 0)
 			}
@@ -195,18 +203,6 @@ func (p *people) add(ids ...identity) {
 // isAddress reports whether s has the form of an e-mail address or of an
 // account id with its colon.
 func isAddress(s []byte) bool { return bytes.IndexByte(s, '@') > 0 || bytes.IndexByte(s, ':') > 0 }
-
-// listed reports whether the NUL-separated list holds s.
-func listed(list, s []byte) bool {
-	for len(list) > 0 {
-		var x []byte
-		x, list, _ = bytes.Cut(list, []byte{0})
-		if bytes.Equal(x, s) {
-			return true
-		}
-	}
-	return false
-}
 
 func fold(b []byte) string { return string(bytes.ToLower(b)) }
 

@@ -52,6 +52,11 @@ func (e *Event) Parse() error {
 		}
 	}
 	e.Project = string(walk(root, f.project).Bytes())
+	if e.Project == "" {
+		// An export of chosen fields leaves the project out; the issue's key names it.
+		key := walk(root, f.issue).Bytes()
+		e.Project = string(key[:max(0, bytes.LastIndexByte(key, '-'))])
+	}
 	e.Space = string(walk(root, f.space).Bytes())
 	for i := range f.content {
 		c := &f.content[i]
@@ -75,7 +80,8 @@ func (e *Event) Kind() string {
 	return e.form.kind
 }
 
-// Texts returns the in-app texts in document order, valid until the next Parse.
+// Texts returns the in-app texts in the order of the catalog's rows, those of
+// one row in document order. They are valid until the next Parse.
 func (e *Event) Texts() []Text { return e.texts }
 
 // walk follows a dotted path without arrays; the empty path is missing.
@@ -134,13 +140,14 @@ func (e *Event) collect(v Value, c *contentPath, steps []string) error {
 	default:
 		return wrong()
 	}
+	// A second body, and an old server's comment that stands both beside and
+	// inside its issue, are copies. Only a row for one value is compared with the
+	// texts before it, for a list may be as long as the record.
 	for _, o := range e.texts {
-		if o.Role != t.Role {
+		if o.Role != t.Role || strings.Contains(c.Path, "[]") {
 			continue
 		}
-		// A page's second body and an old server's comment that stands both
-		// beside and inside its issue are copies.
-		if t.Role == "body" || t.Format == o.Format && v.Kind() == String && bytes.Equal(o.Value.Bytes(), v.Bytes()) {
+		if o.Format == Storage || o.Format == t.Format && bytes.Equal(o.Value.Bytes(), v.Bytes()) && bytes.Equal(o.Value.Raw(), v.Raw()) {
 			return nil
 		}
 	}

@@ -5,7 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -130,14 +131,20 @@ func set[T any](dst **T, v *T) {
 // error: a setting that this version does not know must not be ignored. The
 // error names the field, never a value.
 func ParseTenant(b []byte) (*Tenant, error) {
+	// encoding/json takes the last of two equal keys and any case of a key; on
+	// consent neither may pass.
+	var doc Doc
+	if err := doc.Parse(b); err != nil {
+		return nil, fmt.Errorf("tenant record: %w", err)
+	}
+	if !plainKeys(doc.Root()) {
+		return nil, errors.New("tenant record: an object names a key twice, or not in lower case")
+	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	var t Tenant
 	if err := d.Decode(&t); err != nil {
-		return nil, tenantSyntax(err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("tenant record: data after the JSON object")
+		return nil, tenantField(err)
 	}
 	if err := t.validate(); err != nil {
 		return nil, fmt.Errorf("tenant record: %w", err)
@@ -145,20 +152,33 @@ func ParseTenant(b []byte) (*Tenant, error) {
 	return &t, nil
 }
 
-// tenantSyntax keeps encoding/json's position and field but not the value that
+// plainKeys reports whether every key of every object is lower case and there
+// once.
+func plainKeys(root Value) bool {
+	ok := true
+	root.all(func(v Value) {
+		if v.Kind() != Object {
+			return
+		}
+		seen := map[string]bool{}
+		for c, more := v.First(); more; c, more = c.Next(v) {
+			k := string(c.Key())
+			ok = ok && !seen[k] && k == strings.ToLower(strings.ToUpper(k)) // encoding/json also takes ſ for s
+			seen[k] = true
+		}
+	})
+	return ok
+}
+
+// tenantField keeps encoding/json's position and field but not the value that
 // some of its messages quote.
-func tenantSyntax(err error) error {
+func tenantField(err error) error {
 	var ute *json.UnmarshalTypeError
-	var se *json.SyntaxError
 	switch {
 	case errors.As(err, &ute):
 		return fmt.Errorf("tenant record: field %q holds a JSON %s, byte %d", ute.Field, strings.Fields(ute.Value + " value")[0], ute.Offset)
-	case errors.As(err, &se):
-		return fmt.Errorf("tenant record: not valid JSON at byte %d", se.Offset)
 	case strings.HasPrefix(err.Error(), "json: unknown field "):
 		return errors.New("tenant record: a field that this version does not know")
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("tenant record: truncated")
 	}
 	return errors.New("tenant record: not readable as a tenant")
 }
@@ -190,6 +210,19 @@ func (t *Tenant) validate() error {
 		}
 		if i > 0 && c.At.Before(t.History[i-1].At) {
 			return fmt.Errorf("field history[%d].at lies before the one above it", i)
+		}
+		var products []Product
+		if c.Set.Plans != nil {
+			products = slices.AppendSeq(products, maps.Keys(*c.Set.Plans))
+		}
+		if c.Set.DeletedApps != nil {
+			products = append(products, *c.Set.DeletedApps...)
+		}
+		for _, p := range products {
+			// A product that is spelled otherwise would match nothing.
+			if p == "" || strings.Trim(string(p), "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+				return fmt.Errorf("field history[%d].set: a product is lower-case letters, digits and '_'", i)
+			}
 		}
 		for _, s := range []*Setting{c.Set.Metadata, c.Set.InApp} {
 			if s != nil && *s != On && *s != Off && *s != Absent {

@@ -35,7 +35,10 @@ func Unwrap(d *Doc, raw []byte, yield func(index int, it Item, err error)) {
 		return
 	}
 	index := 0
+	list := listOf(d.Root())
+	shared := d.dup
 	one := func(v Value) {
+		d.dup = shared // what one record names twice is not held against the next
 		it, err := item(v)
 		if err == nil && len(it.Value) > MaxValue {
 			err = &Error{Reason: ReasonTooLarge, Offset: -1}
@@ -46,7 +49,6 @@ func Unwrap(d *Doc, raw []byte, yield func(index int, it Item, err error)) {
 		yield(index, it, err)
 		index++
 	}
-	list := listOf(d.Root())
 	if list.d == nil {
 		one(d.Root())
 		return
@@ -88,6 +90,9 @@ func item(v Value) (Item, error) {
 	}
 	if v.Has("specversion") {
 		return structured(v)
+	}
+	if c := v.Get("content"); c.Kind() == Object && v.Has("entityType") {
+		v = c // a row of a search result; its excerpt is a rendered copy
 	}
 	name, at, err := sniff(v)
 	if err != nil {
@@ -144,7 +149,7 @@ func structured(v Value) (Item, error) {
 	it.Tenant = string(v.Get("tenant").Bytes())
 	if t := v.Get("time"); !t.Absent() {
 		at, err := time.Parse(time.RFC3339Nano, string(t.Bytes()))
-		if err != nil {
+		if err != nil || !usable(at) {
 			return bad("time")
 		}
 		it.Time = at.UTC()
@@ -187,15 +192,19 @@ func sniff(v Value) (string, time.Time, error) {
 			return no(ReasonNotListed)
 		}
 		ms, ok := v.Get("timestamp").Int()
-		if !ok {
-			return no(ReasonNoTime)
+		if at := time.UnixMilli(ms).UTC(); ok && usable(at) {
+			return name, at, nil
 		}
-		return name, time.UnixMilli(ms).UTC(), nil
+		return no(ReasonNoTime)
 	}
 	if ms, ok := v.Get("timestamp").Int(); ok && v.Kind() == Object {
+		at := time.UnixMilli(ms).UTC()
 		for _, k := range []string{"comment", "page", "blogpost", "blog"} {
 			if o := v.Get(k); o.Kind() == Object && (o.Has("spaceKey") || o.Has("contentType")) {
-				return "confluence.webhook." + k, time.UnixMilli(ms).UTC(), nil
+				if !usable(at) {
+					return no(ReasonNoTime)
+				}
+				return "confluence.webhook." + k, at, nil
 			}
 		}
 	}

@@ -60,7 +60,7 @@ func (s *Scrubber) appendBlock(dst []byte, v schema.Value) ([]byte, error) {
 			if n, ok := a.Int(); ok && n >= 0 && n < 1000 {
 				val = strconv.AppendInt(nil, n, 10)
 			}
-		case a.Kind() == schema.String && (name == "language" && isLanguage(a.Bytes()) || slices.Contains(adfWords[name], string(a.Bytes()))):
+		case a.Kind() == schema.String && (name == "language" && s.isLanguage(a.Bytes()) || slices.Contains(adfWords[name], string(a.Bytes()))):
 			val = appendQuoted(nil, a.Bytes())
 		}
 		if val == nil {
@@ -134,10 +134,9 @@ func (s *Scrubber) addInline(v schema.Value, kind string) error {
 		}
 		r.text(t.Bytes(), 0, v)
 	case "status":
-		r.buf = append(r.buf, gap...)
-		r.fixedFrom(from, false)
+		r.parted = true
 		r.text(attrs.Get("text").Bytes(), 0, schema.Value{})
-		r.fixedFrom(from, true)
+		r.parted = true
 	case "hardBreak":
 		r.out = append(r.out, `{"type":"hardBreak"}`...)
 		r.buf = append(r.buf, '\n')
@@ -150,25 +149,24 @@ func (s *Scrubber) addInline(v schema.Value, kind string) error {
 	case "emoji":
 		// A standard emoji is its character; a custom one is known only by a
 		// name, which leaves by the vocabulary alone.
-		if t := attrs.Get("text").Bytes(); isEmoji(t) {
-			r.out = append(r.out, `{"type":"text","text":`...)
-			r.out = appendQuoted(r.out, t)
-			r.out = append(r.out, '}')
+		t := attrs.Get("text").Bytes()
+		if !isEmoji(t) {
+			r.parted = true
+			break
 		}
+		r.out = append(r.out, `{"type":"text","text":`...)
+		r.out = appendQuoted(r.out, t)
+		r.out = append(r.out, '}')
 		r.fixedFrom(from, true)
 	default:
-		r.fixedFrom(from, true)
+		r.parted = true
 	}
 	return nil
 }
 
 // appendMention appends the placeholder of an account id or user key.
 func (s *Scrubber) appendMention(dst, id []byte) []byte {
-	sp := Span{0, len(id), AccountID, -1}
-	if p, ok := s.find.byID[string(plainID(id))]; ok {
-		sp.Person = p
-	}
-	return s.doc.appendPlaceholder(dst, id, sp)
+	return s.doc.appendPlaceholder(dst, id, Span{0, len(id), AccountID, s.find.personOf(id)})
 }
 
 // endInline writes the run of inline nodes gathered so far, if any.
@@ -227,8 +225,9 @@ func isEmoji(t []byte) bool {
 	return true
 }
 
-// isLanguage reports whether t can be the name of a programming language.
-func isLanguage(t []byte) bool {
+// isLanguage reports whether t can be the name of a programming language, and
+// is not the document's name for a person.
+func (s *Scrubber) isLanguage(t []byte) bool {
 	if len(t) == 0 || len(t) > 20 {
 		return false
 	}
@@ -237,7 +236,8 @@ func isLanguage(t []byte) bool {
 			return false
 		}
 	}
-	return true
+	s.spans = s.find.appendSpans(s.spans[:0], t)
+	return len(s.spans) == 0
 }
 
 // appendQuoted appends t as a JSON string. t is valid UTF-8.

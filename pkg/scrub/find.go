@@ -2,6 +2,7 @@ package scrub
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"slices"
 	"strings"
@@ -13,20 +14,28 @@ import (
 // finder finds the identifiers of one document: the regular ones by their
 // form, the people by what the document declares of them.
 type finder struct {
-	trie  map[uint64]int32 // (node, hash of a folded word) -> node+1; root is 0
-	ends  [][]entry        // by node: identities that end there
-	cjk   []entry          // identities in scripts without word borders
-	byID  map[string]int32 // folded login, e-mail address or account id -> person
-	words []word           // of the text at hand
+	trie  map[uint64]int32    // (node, hash of a folded word) -> node; the root is 0
+	nodes []node              // by number
+	byID  map[string]identity // login, e-mail address or account id, by plainID
+	words []word              // of the text at hand
 	cuts  []Span
 }
 
-// entry is one identity of one person.
-type entry struct {
-	s      []byte // lower case; matched to the letter when exact
+// node is a sequence of words that an identity begins with.
+type node struct {
+	name  int32 // the person whose name ends here, shared or nobody
+	exact bool  // an identity of byID ends here
+}
+
+const (
+	shared = -1 // the name of two people is the identity of neither
+	nobody = -2
+)
+
+// identity is one that its punctuation belongs to: a login, address or id.
+type identity struct {
 	person int32
-	login  bool
-	exact  bool // an identity that its punctuation belongs to: login, address
+	label  Label
 	common bool // a login that is an English word
 }
 
@@ -56,20 +65,22 @@ var englishWords = sync.OnceValue(func() map[string]bool {
 func CommonWord(login string) bool { return englishWords()[strings.ToLower(login)] }
 
 const (
-	maxNameWords = 12 // words of one identity that are looked at
-	maxSeparator = 4  // bytes between two words of one name: "Roe, Jane", "jane.roe"
+	maxNameWords = 32 // words of one identity that are looked at
+	maxSeparator = 8  // bytes between two words of one name: "Roe, Jane", "**Jane** **Roe**"
+	largeTrie    = 1 << 12
 )
 
 // setPeople takes the people of the next texts. Each holds the identities of
 // one person separated by NUL, a login after a '~'.
 func (f *finder) setPeople(people [][]byte) {
-	if f.trie == nil {
-		f.trie, f.byID = map[uint64]int32{}, map[string]int32{}
+	if f.trie == nil || len(f.trie) > largeTrie {
+		// Clearing a map costs its capacity: one record with thousands of
+		// people must not slow down all that follow.
+		f.trie, f.byID = map[uint64]int32{}, map[string]identity{}
 	}
 	clear(f.trie)
 	clear(f.byID)
-	f.ends = append(f.ends[:0], nil)
-	f.cjk = f.cjk[:0]
+	f.nodes = append(f.nodes[:0], node{name: nobody})
 	for i, p := range people {
 		for len(p) > 0 {
 			var id []byte
@@ -79,45 +90,69 @@ func (f *finder) setPeople(people [][]byte) {
 	}
 }
 
-func (f *finder) addIdentity(id []byte, person int32) {
-	e := entry{person: person}
-	if len(id) > 1 && id[0] == '~' {
-		id, e.login = id[1:], true
+func (f *finder) addIdentity(b []byte, person int32) {
+	id := identity{person: person}
+	if len(b) > 1 && b[0] == '~' {
+		b, id.label = b[1:], Username
 	}
-	e.s = bytes.ToLower(bytes.TrimSpace(id))
-	e.exact = e.login || bytes.IndexByte(e.s, '@') > 0 || bytes.IndexByte(e.s, ':') > 0
-	e.common = e.login && englishWords()[string(e.s)]
-	if e.exact {
-		if _, ok := f.byID[string(e.s)]; !ok {
-			f.byID[string(e.s)] = person
-		}
+	s := plainID(bytes.TrimSpace(b))
+	switch {
+	case strings.IndexByte(s, ' ') >= 0:
+	case strings.IndexByte(s, '@') > 0:
+		id.label = Email
+	case strings.IndexByte(s, ':') > 0 || len(s) == 24 && hexDigits([]byte(s)) == 24:
+		id.label = AccountID
 	}
-	f.words = appendWords(f.words[:0], e.s)
-	if len(f.words) == 0 || len(f.words) > maxNameWords {
-		if len(f.words) == 0 {
-			return
-		}
+	id.common = id.label == Username && englishWords()[s]
+	f.words = appendWords(f.words[:0], []byte(s))
+	if len(f.words) == 0 {
+		return
+	}
+	exact := id.label != Person
+	if exact {
+		f.addExact(s, id)
+	}
+	if len(f.words) > maxNameWords {
 		f.words = f.words[:maxNameWords] // a very long name is known by its first words
-		e.exact = false
+		exact = false
 	}
-	if e.exact {
-		// The match is compared to the letter from its first word to its last.
-		e.s = e.s[f.words[0].start:f.words[len(f.words)-1].end]
-	} else if isCJK(e.s) {
-		f.cjk = append(f.cjk, e)
+	if exact {
+		// In a text it is known from its first word to its last.
+		f.addExact(s[f.words[0].start:f.words[len(f.words)-1].end], id)
 	}
 	at := int32(0)
 	for _, w := range f.words {
 		k := mix(at, w.hash)
 		next, ok := f.trie[k]
 		if !ok {
-			next = int32(len(f.ends))
-			f.ends = append(f.ends, nil)
+			next = int32(len(f.nodes))
+			f.nodes = append(f.nodes, node{name: nobody})
 			f.trie[k] = next
 		}
 		at = next
 	}
-	f.ends[at] = append(f.ends[at], e)
+	switch n := &f.nodes[at]; {
+	case exact:
+		n.exact = true
+	case n.name == nobody:
+		n.name = person
+	case n.name != person:
+		n.name = shared
+	}
+}
+
+func (f *finder) addExact(s string, id identity) {
+	if _, ok := f.byID[s]; !ok {
+		f.byID[s] = id
+	}
+}
+
+// personOf returns the person who declares the identity, or -1.
+func (f *finder) personOf(id []byte) int32 {
+	if d, ok := f.byID[plainID(id)]; ok {
+		return d.person
+	}
+	return -1
 }
 
 func mix(node int32, h uint64) uint64 {
@@ -132,55 +167,72 @@ func isWord(r rune) bool {
 	return unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.Is(unicode.M, r)
 }
 
-func isCJK(s []byte) bool {
-	r, _ := utf8.DecodeRune(s)
-	return unicode.In(r, unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Hangul)
+// isUnspaced reports whether r is of a script that puts no space between
+// words, or glues particles to them.
+func isUnspaced(r rune) bool {
+	return r >= 0x1100 && unicode.In(r, unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Hangul)
 }
 
-// appendWords appends the words of text with a hash of each, lower-cased.
+// appendWords appends the words of text with a hash of each, lower-cased. A
+// character of a script without word borders is a word, so that names in it
+// are found inside of longer runs. A percent-encoded byte is not: in
+// "assignee%3Djroe" the words are assignee and jroe.
 func appendWords(dst []word, text []byte) []word {
 	const offset, prime = 14695981039346656037, 1099511628211 // FNV-1a, 64 bit
 	start, h := -1, uint64(offset)
 	for i := 0; i < len(text); {
-		c := text[i]
-		if c < utf8.RuneSelf {
-			if 'A' <= c && c <= 'Z' {
-				c |= 0x20
-			}
-			if 'a' <= c && c <= 'z' || '0' <= c && c <= '9' {
-				if start < 0 {
-					start, h = i, offset
-				}
-				h = (h ^ uint64(c)) * prime
-				i++
-				continue
-			}
-			if start >= 0 {
-				dst = append(dst, word{start, i, h})
-				start = -1
-			}
-			i++
-			continue
-		}
-		r, n := utf8.DecodeRune(text[i:])
+		c, n := text[i], 1
+		r, isAWord, alone := rune(c), false, false
 		switch {
-		case isWord(r):
-			if start < 0 {
-				start, h = i, offset
+		case 'a' <= c|0x20 && c|0x20 <= 'z':
+			r, isAWord = rune(c|0x20), true
+		case '0' <= c && c <= '9':
+			isAWord = true
+		case c == '%':
+			if _, ok := percent(text[i:]); ok {
+				n = 3
 			}
-			for r = unicode.ToLower(r); r > 0; r >>= 8 {
-				h = (h ^ uint64(r&0xff)) * prime
-			}
-		case start >= 0:
+		case c >= utf8.RuneSelf:
+			r, n = utf8.DecodeRune(text[i:])
+			isAWord, alone = isWord(r), isUnspaced(r)
+			r = unicode.ToLower(r)
+		}
+		if start >= 0 && (alone || !isAWord) {
 			dst = append(dst, word{start, i, h})
 			start = -1
 		}
+		if isAWord {
+			if start < 0 {
+				start, h = i, offset
+			}
+			for ; r > 0; r >>= 8 {
+				h = (h ^ uint64(r&0xff)) * prime
+			}
+		}
 		i += n
+		if alone && start >= 0 {
+			dst = append(dst, word{start, i, h})
+			start = -1
+		}
 	}
 	if start >= 0 {
 		dst = append(dst, word{start, len(text), h})
 	}
 	return dst
+}
+
+// percent returns the byte that a percent-encoding at the start of t stands for.
+func percent(t []byte) (c byte, ok bool) {
+	if len(t) < 3 || t[0] != '%' || hexDigits(t[1:3]) != 2 {
+		return 0, false
+	}
+	for _, d := range t[1:3] {
+		if d > '9' {
+			d += 9
+		}
+		c = c<<4 | d&15
+	}
+	return c, true
 }
 
 // appendSpans appends the spans of text in order, without overlaps.
@@ -191,45 +243,49 @@ func (f *finder) appendSpans(dst []Span, text []byte) []Span {
 		f.nameAt(text, i)
 		f.accountAt(text, i)
 	}
-	for _, e := range f.cjk {
-		for at := 0; ; {
-			i := bytes.Index(text[at:], e.s)
-			if i < 0 {
-				break
-			}
-			at += i + len(e.s)
-			f.cuts = append(f.cuts, Span{at - len(e.s), at, Person, e.person})
-		}
-	}
-	for at := 0; ; at++ {
-		i := bytes.IndexByte(text[at:], '@')
+	// No address holds an at sign, so each reaches at most to the one before:
+	// every byte is looked at once from either side.
+	for at, before := 0, 0; ; {
+		i := bytes.IndexAny(text[at:], "@%&")
 		if i < 0 {
 			break
 		}
 		at += i
-		f.emailAt(text, at)
-		f.handleAt(text, at)
+		n := atSign(text[at:])
+		if n == 0 {
+			at++
+			continue
+		}
+		f.emailAt(text, before, at, at+n)
+		if n == 1 {
+			f.handleAt(text, at)
+		}
+		at += n
+		before = at
 	}
 	for at := 0; ; {
-		i := bytes.Index(text[at:], []byte("[~"))
+		i := bytes.IndexByte(text[at:], '~')
 		if i < 0 {
 			break
 		}
-		at += i + 2
-		f.mentionAt(text, at)
+		at += i + 1
+		if at > 1 && (text[at-2] == '[' || text[at-2] == '|') {
+			f.mentionAt(text, at)
+		}
 	}
 	return f.resolve(dst)
 }
+
+// precedence orders the labels of one range, such as the address in
+// [~jroe@example.org]: the more particular is the larger.
+var precedence = [NumLabels]int{Person: 0, Username: 1, Email: 2, AccountID: 3}
 
 // resolve appends the cuts in order. Of two that overlap the longer gives the
 // label and the person, and their union is removed, so that no part of either
 // stays.
 func (f *finder) resolve(dst []Span) []Span {
 	slices.SortFunc(f.cuts, func(a, b Span) int {
-		if a.Start != b.Start {
-			return a.Start - b.Start
-		}
-		return b.End - a.End
+		return cmp.Or(a.Start-b.Start, b.End-a.End, precedence[b.Label]-precedence[a.Label], int(b.Person-a.Person))
 	})
 	from := len(dst)
 	longest := 0 // of the cuts that the last span unites
@@ -251,7 +307,7 @@ func (f *finder) resolve(dst []Span) []Span {
 
 // nameAt finds the longest identity that begins at word i.
 func (f *finder) nameAt(text []byte, i int) {
-	at, best := int32(0), Span{End: -1}
+	at, best := int32(0), Span{}
 	for j := i; j < len(f.words) && j < i+maxNameWords; j++ {
 		w := &f.words[j]
 		if j > i && w.start-f.words[j-1].end > maxSeparator {
@@ -262,21 +318,14 @@ func (f *finder) nameAt(text []byte, i int) {
 			break
 		}
 		at = next
-		for _, e := range f.ends[at] {
-			s := Span{f.words[i].start, w.end, Person, e.person}
-			if e.login {
-				s.Label = Username
-			}
-			if e.exact && !equalFold(text[s.Start:s.End], e.s) || e.common && !addressed(text, s) {
-				continue
-			}
-			if bytes.IndexByte(e.s, '@') > 0 {
-				s.Label = Email
-			} else if e.exact && bytes.IndexByte(e.s, ':') > 0 {
-				s.Label = AccountID
-			}
-			if s.End > best.End {
-				best = s
+		n, s := f.nodes[at], Span{f.words[i].start, w.end, Person, -1}
+		if n.name != nobody {
+			s.Person = n.name
+			best = s
+		}
+		if n.exact {
+			if id, ok := f.byID[plainID(text[s.Start:s.End])]; ok && !(id.common && !addressed(text, s)) {
+				best = Span{s.Start, s.End, id.label, id.person}
 			}
 		}
 	}
@@ -303,28 +352,6 @@ func addressed(text []byte, s Span) bool {
 	return false
 }
 
-func equalFold(text, lower []byte) bool {
-	if len(text) == len(lower) {
-		ascii := true
-		for i, c := range text {
-			if c >= utf8.RuneSelf {
-				ascii = false
-				break
-			}
-			if 'A' <= c && c <= 'Z' {
-				c |= 0x20
-			}
-			if c != lower[i] {
-				return false
-			}
-		}
-		if ascii {
-			return true
-		}
-	}
-	return bytes.EqualFold(text, lower)
-}
-
 func isLocal(c byte) bool {
 	return 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || c >= utf8.RuneSelf ||
 		c == '.' || c == '_' || c == '%' || c == '+' || c == '-' || c == '\''
@@ -334,57 +361,73 @@ func isDomain(c byte) bool {
 	return 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || c >= utf8.RuneSelf || c == '.' || c == '-'
 }
 
-// Bounds of RFC 5321 §4.5.3.1, so that a long run costs nothing extra.
-const (
-	maxLocal  = 64
-	maxDomain = 255
-)
+// atSigns are the spellings of '@' in texts, URLs and HTML.
+var atSigns = [...]string{"@", "%40", "&#64;", "&#x40;", "&commat;"}
 
-// emailAt finds the e-mail address around the '@' at i: letters, digits and
-// . _ % + - ' before it, two or more domain labels after it, of which the last
-// has two or more letters.
-func (f *finder) emailAt(text []byte, i int) {
+// atSign returns the length of the at sign that t begins with, or 0.
+func atSign(t []byte) int {
+	for _, a := range atSigns {
+		if len(t) >= len(a) && string(t[:len(a)]) == a {
+			return len(a)
+		}
+	}
+	return 0
+}
+
+// emailAt finds the e-mail address around the at sign [i, to): letters, digits
+// and . _ % + - ' before it, but not before offset min; and two or more domain
+// labels after it, of which the last begins with two or more letters.
+func (f *finder) emailAt(text []byte, min, i, to int) {
 	from := i
-	for from > 0 && i-from < maxLocal && isLocal(text[from-1]) {
+	for from > min && isLocal(text[from-1]) {
 		r, n := utf8.DecodeLastRune(text[:from])
 		if r >= utf8.RuneSelf && !isWord(r) {
 			break
 		}
+		if from-3 >= min {
+			// "?to=%3Cjane@example.org", but "jane%2Bjira@example.org".
+			if c, ok := percent(text[from-3:]); ok && !isLocal(c) {
+				break
+			}
+		}
 		from -= n
 	}
-	for from < i && (text[from] == '.' || text[from] == '\'' || text[from] == '-') {
-		from++
-	}
-	to := i + 1
-	for to < len(text) && to-i <= maxDomain && isDomain(text[to]) {
+	domain := to
+	for to < len(text) && isDomain(text[to]) && !bytes.HasPrefix(text[to:], []byte("..")) {
 		if text[to] >= utf8.RuneSelf && utf8.RuneStart(text[to]) && !wordOrASCII(text[to:]) {
 			break
 		}
 		to++
 	}
-	for to > i+1 && (text[to-1] == '.' || text[to-1] == '-') {
-		to--
-	}
-	domain := text[i+1 : to]
-	dot := bytes.LastIndexByte(domain, '.')
-	if from == i || dot <= 0 || bytes.Contains(domain, []byte("..")) {
-		return
-	}
-	letters := 0
-	for _, c := range domain[dot+1:] {
-		if c < utf8.RuneSelf && '0' <= c && c <= '9' && !bytes.HasPrefix(domain[dot+1:], []byte("xn--")) {
+	// What follows a domain without a space is not of its last label:
+	// "jane@example.org-2", "jane@example.org.2".
+	for {
+		dot := bytes.LastIndexByte(text[domain:to], '.')
+		if dot <= 0 {
 			return
 		}
-		letters++
+		last := text[domain+dot+1 : to]
+		n := 0
+		for n < len(last) && (last[n] >= utf8.RuneSelf || 'a' <= last[n]|0x20 && last[n]|0x20 <= 'z') {
+			n++
+		}
+		if bytes.HasPrefix(last, []byte("xn--")) {
+			n = len(bytes.TrimRight(last, "-"))
+		}
+		to = domain + dot
+		if n >= 2 {
+			to += 1 + n
+			break
+		}
 	}
-	if letters < 2 {
+	for from < i && (text[from] == '.' || text[from] == '\'' || text[from] == '-' || text[from] == '+' ||
+		text[from] == '_' && to < len(text) && text[to] == '_') {
+		from++ // quotes and markup
+	}
+	if from == i {
 		return
 	}
-	s := Span{from, to, Email, -1}
-	if p, ok := f.byID[string(bytes.ToLower(text[from:to]))]; ok {
-		s.Person = p
-	}
-	f.cuts = append(f.cuts, s)
+	f.cuts = append(f.cuts, Span{from, to, Email, f.personOf(text[from:to])})
 }
 
 // wordOrASCII reports whether s begins with an ASCII byte or a word rune;
@@ -396,12 +439,13 @@ func wordOrASCII(s []byte) bool {
 
 // handleAt finds "@login" where the login is declared.
 func (f *finder) handleAt(text []byte, i int) {
+	const maxLogin = 64
 	to := i + 1
-	for to < len(text) && to-i <= maxLocal && isLocal(text[to]) {
+	for to < len(text) && to-i <= maxLogin && isLocal(text[to]) {
 		to++
 	}
 	for ; to > i+1; to-- {
-		if p, ok := f.byID[string(bytes.ToLower(text[i+1:to]))]; ok {
+		if p := f.personOf(text[i+1 : to]); p >= 0 {
 			f.cuts = append(f.cuts, Span{i + 1, to, Username, p})
 			return
 		}
@@ -412,21 +456,26 @@ func (f *finder) handleAt(text []byte, i int) {
 	}
 }
 
-// mentionAt finds the user of the wiki mention "[~user]" or
-// "[~accountid:id]" whose text begins at i.
+// accountPrefix stands before the account id in a mention.
+const accountPrefix = "accountid:"
+
+// mentionAt finds the user of the wiki mentions "[~user]",
+// "[~accountid:id]" and "[text|~user]" whose text begins at i.
 func (f *finder) mentionAt(text []byte, i int) {
 	const maxMention = 256
-	n := bytes.IndexAny(text[i:min(len(text), i+maxMention)], "]\n")
+	ends := "]\n["
+	if text[i-2] == '|' {
+		ends = "]\n[|" // "|~5|~6|" is a table
+	}
+	n := bytes.IndexAny(text[i:min(len(text), i+maxMention)], ends)
 	if n <= 0 || text[i+n] != ']' {
 		return
 	}
 	s := Span{i, i + n, Username, -1}
-	if id, ok := bytes.CutPrefix(text[i:s.End], []byte("accountid:")); ok && len(id) > 0 {
-		s.Start, s.Label = s.End-len(id), AccountID
+	if p := len(accountPrefix); n > p && bytes.EqualFold(text[i:i+p], []byte(accountPrefix)) {
+		s.Start, s.Label = i+p, AccountID
 	}
-	if p, ok := f.byID[string(bytes.ToLower(text[s.Start:s.End]))]; ok {
-		s.Person = p
-	}
+	s.Person = f.personOf(text[s.Start:s.End])
 	f.cuts = append(f.cuts, s)
 }
 
@@ -457,18 +506,14 @@ func (f *finder) accountAt(text []byte, i int) {
 	default:
 		return
 	}
-	s := Span{w.start, end, AccountID, -1}
-	if p, ok := f.byID[string(plainID(text[s.Start:s.End]))]; ok {
-		s.Person = p
-	}
-	f.cuts = append(f.cuts, s)
+	f.cuts = append(f.cuts, Span{w.start, end, AccountID, f.personOf(text[w.start:end])})
 }
 
 // plainID returns an identity in the one spelling that identities are compared
-// in: lower case, colons not encoded.
-func plainID(id []byte) []byte {
-	return bytes.ReplaceAll(bytes.ToLower(id), []byte("%3a"), []byte(":"))
-}
+// in: lower case, colons and at signs not encoded.
+func plainID(id []byte) string { return encoded.Replace(strings.ToLower(string(id))) }
+
+var encoded = strings.NewReplacer("%3a", ":", "%40", "@", "&#64;", "@", "&#x40;", "@", "&commat;", "@")
 
 // idColon returns the offset after a colon at i, plain or percent-encoded, or 0.
 func idColon(text []byte, i int) int {

@@ -12,6 +12,7 @@ type run struct {
 	pieces       []piece
 	out          []byte
 	placeholders []byte
+	parted       bool // an element that leaves nothing stood after the last piece
 }
 
 type piece struct {
@@ -23,16 +24,28 @@ type piece struct {
 
 // gap is what a piece that separates words leaves in buf, so that nothing is
 // found across it: no letters, and longer than maxSeparator.
-const gap = "\uFFFC\uFFFC"
+const gap = "\uFFFC\uFFFC\uFFFC"
 
-func (r *run) reset() { r.buf, r.pieces, r.out = r.buf[:0], r.pieces[:0], r.out[:0] }
+func (r *run) reset() { r.buf, r.pieces, r.out, r.parted = r.buf[:0], r.pieces[:0], r.out[:0], false }
 
 func (r *run) empty() bool { return len(r.pieces) == 0 }
 
 // text adds a piece with text of its own.
 func (r *run) text(t []byte, kind int, node schema.Value) {
+	r.part()
 	r.buf = append(r.buf, t...)
 	r.pieces = append(r.pieces, piece{end: len(r.buf), kind: kind, node: node})
+}
+
+// part puts a space where an element that leaves nothing stood between two
+// texts. Without it "jane@", an image and "example.org" would be scrubbed apart
+// and grow together to an address in the output.
+func (r *run) part() {
+	if r.parted && len(r.pieces) > 0 {
+		r.buf = append(r.buf, ' ')
+		r.pieces = append(r.pieces, piece{end: len(r.buf)})
+	}
+	r.parted = false
 }
 
 // fixedFrom adds a piece whose output was appended to r.out from offset from
@@ -67,7 +80,9 @@ func (s *Scrubber) flush(write func(p piece, t []byte)) {
 			}
 			e := edits[next]
 			next++
-			scratch = append(scratch, r.buf[at:e.start]...)
+			if e.start > at { // else it begins in a piece that is fixed
+				scratch = append(scratch, r.buf[at:e.start]...)
+			}
 			scratch = append(scratch, r.placeholders[e.to.start:e.to.end]...)
 			at = e.end
 		}

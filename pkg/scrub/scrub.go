@@ -8,7 +8,7 @@
 // numbers count within one document in order of appearance and mean nothing
 // outside of it. Whoever the record declares is one [PERSON_n] throughout the
 // document, whether the text has the name, login, e-mail address or account
-// id. Where the source already holds what looks like a placeholder, a
+// id; a name that two people share has a number of its own. Where the source already holds what looks like a placeholder, a
 // backslash is put after its bracket: [PERSON_1] becomes [\PERSON_1], and
 // [\PERSON_1] becomes [\\PERSON_1].
 package scrub
@@ -67,7 +67,7 @@ func (n *numbering) appendPlaceholder(dst, identity []byte, s Span) []byte {
 		}
 		num = n.person[s.Person]
 	} else {
-		k := string(rune('0'+label)) + string(plainID(identity))
+		k := string(rune('0'+label)) + plainID(identity)
 		if num = n.other[k]; num == 0 {
 			n.last[label]++
 			num = n.last[label]
@@ -147,7 +147,7 @@ func (s *Scrubber) plan(t []byte) []edit {
 				break
 			}
 			next += i + 1
-			if isLookAlike(t[next:]) {
+			if isLookAlike(t[next:to]) {
 				at := len(*ph)
 				*ph = append(*ph, '\\')
 				s.edits = append(s.edits, edit{next, next, text{at, at + 1}})
@@ -158,7 +158,10 @@ func (s *Scrubber) plan(t []byte) []edit {
 	for _, sp := range s.spans {
 		e := edit{start: sp.Start, end: sp.End}
 		// The markup of a mention goes with its user.
-		before := bytes.TrimSuffix(t[:sp.Start], []byte("accountid:"))
+		before := t[:sp.Start]
+		if n := len(before) - len(accountPrefix); n >= 0 && bytes.EqualFold(before[n:], []byte(accountPrefix)) {
+			before = before[:n]
+		}
 		if bytes.HasSuffix(before, []byte("[~")) && sp.End < len(t) && t[sp.End] == ']' {
 			e.start, e.end = len(before)-2, sp.End+1
 		}

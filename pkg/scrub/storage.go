@@ -26,7 +26,7 @@ var elements = map[string]element{
 	"p": block, "h1": block, "h2": block, "h3": block, "h4": block, "h5": block, "h6": block,
 	"ul": block, "ol": block, "li": block, "dl": block, "dt": block, "dd": block,
 	"table": block, "thead": block, "tbody": block, "tfoot": block, "tr": block, "th": block, "td": block, "caption": block,
-	"blockquote": block, "pre": block, "div": block, "hr": block, "br": block,
+	"blockquote": block, "pre": block, "div": block, "hr": block, "br": inline,
 	"strong": inline, "b": inline, "em": inline, "i": inline, "u": inline, "s": inline, "del": inline, "ins": inline,
 	"sub": inline, "sup": inline, "code": inline, "small": inline, "big": inline, "tt": inline, "q": inline, "cite": inline,
 	"a": unwrap, "span": unwrap, "font": unwrap, "ac:inline-comment-marker": unwrap,
@@ -90,6 +90,9 @@ func (s *Scrubber) appendStorage(dst, t []byte) ([]byte, error) {
 		for _, p := range parts {
 			r.out = append(r.out, p...)
 		}
+		if parts[0] == "<" && parts[1] == "br" {
+			r.buf = append(r.buf, '\n')
+		}
 		r.fixedFrom(from, false)
 	}
 	for i := 0; i < len(t); {
@@ -99,8 +102,9 @@ func (s *Scrubber) appendStorage(dst, t []byte) ([]byte, error) {
 				n = len(t) - i
 			}
 			if dropped == 0 {
-				var ok bool
-				if r.buf, ok = appendUnescaped(r.buf, t[i:i+n]); !ok {
+				r.part()
+				from, ok := len(r.buf), false
+				if r.buf, ok = appendUnescaped(r.buf, t[i:i+n]); !ok || !isXML(r.buf[from:]) {
 					return dst, malformedXHTML(i)
 				}
 				r.pieces = append(r.pieces, piece{end: len(r.buf), kind: pcdata})
@@ -116,7 +120,11 @@ func (s *Scrubber) appendStorage(dst, t []byte) ([]byte, error) {
 				return dst, malformedXHTML(i)
 			}
 			if dropped == 0 {
-				r.text(rest[len("<![CDATA["):n], cdata, schema.Value{})
+				if b := rest[len("<![CDATA["):n]; isXML(b) {
+					r.text(b, cdata, schema.Value{})
+				} else {
+					return dst, malformedXHTML(i)
+				}
 			}
 			i += n + 3
 			continue
@@ -161,7 +169,7 @@ func (s *Scrubber) appendStorage(dst, t []byte) ([]byte, error) {
 				if !empty {
 					dropped = len(stack) + 1
 				}
-				r.fixedFrom(len(r.out), true)
+				r.parted = true
 			case e == unwrap:
 			case tg.name == "ac:structured-macro" || tg.name == "ac:macro":
 				slash := ""
@@ -275,12 +283,23 @@ func appendUnescaped(dst, t []byte) ([]byte, bool) {
 		}
 		ref := string(t[:n+1])
 		s := html.UnescapeString(ref)
-		if s == ref {
+		if s == ref || s != ";" && s[len(s)-1] == ';' {
+			// Unknown, or "&ampx;", of which HTML reads the beginning.
 			return dst, false
 		}
 		dst = append(dst, s...)
 		t = t[n+1:]
 	}
+}
+
+// isXML reports whether XML 1.0 can hold the characters of t.
+func isXML(t []byte) bool {
+	for _, c := range t {
+		if c < 0x20 && c != '\t' && c != '\n' && c != '\r' {
+			return false
+		}
+	}
+	return !bytes.Contains(t, []byte("\uFFFE")) && !bytes.Contains(t, []byte("\uFFFF"))
 }
 
 func appendEscaped(dst, t []byte) []byte {
