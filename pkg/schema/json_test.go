@@ -409,3 +409,12 @@ func BenchmarkDoc(b *testing.B) {
 		})
 	}
 }
+
+// mustJSON encodes what tests make of maps, slices and strings.
+func mustJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
