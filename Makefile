@@ -19,8 +19,8 @@ race: ## the same under the race detector
 
 lint: ## formatting, vet, staticcheck, tidy module
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these"; exit 1; }
-	$(GO) vet ./...
-	$(GO) tool staticcheck ./...
+	$(GO) vet -tags corpora ./...
+	$(GO) tool staticcheck -tags corpora ./...
 	$(GO) mod tidy -diff
 
 fuzz: ## every fuzz target for FUZZTIME
@@ -34,7 +34,7 @@ bench: ## every benchmark; GO bench format on stdout, for benchstat
 
 test-corpora: ## the tests that read real records; CORPORA names their folder
 	@test -d "$(CORPORA)" || { echo "set CORPORA to the folder of real records"; exit 1; }
-	CORPORA="$(abspath $(CORPORA))" $(GO) test -count=1 -run Corpora -v ./cmd/deidentify
+	CORPORA="$(abspath $(CORPORA))" $(GO) test -count=1 -tags corpora -run Corpora -v ./cmd/deidentify
 
 want: ## write fixtures/want again, to be read before it is committed
 	$(GO) test -count=1 -run TestFixtures ./cmd/deidentify -update

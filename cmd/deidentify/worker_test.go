@@ -219,4 +219,20 @@ func TestReadmeExamples(t *testing.T) {
 		ran++
 	}
 	require.Positive(t, ran)
+
+	// The sample of what make run prints, but for its times.
+	const fixtures = "../../fixtures"
+	r := deidentify(t, "", "replay", fixtures+"/events", fixtures+"/bad", "--tenants", fixtures+"/tenants.jsonl", "--out", filepath.Join(t.TempDir(), "out"))
+	require.Zero(t, r.code, r.stderr)
+	printed := strings.Join(strings.Fields(r.stdout), " ")
+	_, sample, ok := strings.Cut(string(b), "records found")
+	require.True(t, ok)
+	sample, _, ok = strings.Cut("records found"+sample, "whole:")
+	require.True(t, ok)
+	for _, l := range strings.Split(sample, "\n") {
+		l, _, _ = strings.Cut(l, "7.4 MB")
+		if l = strings.Join(strings.Fields(l), " "); l != "…" && !strings.HasPrefix(l, "committed") {
+			require.Contains(t, printed, l)
+		}
+	}
 }
