@@ -28,7 +28,9 @@ func (c *runCmd) Run(s *session) error {
 	if err != nil {
 		return err
 	}
-	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow"})
+	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow", OnRetry: func(err error) {
+		log.Warn("the brokers do not answer as they should; trying again", "error", err)
+	}})
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
+// options says on stderr when the brokers keep us waiting.
+func options(s *session) kafkaio.Options {
+	return kafkaio.Options{ClientID: "winnow-ingest", OnRetry: func(err error) {
+		fmt.Fprintln(s.stderr, "ingest: trying again:", err)
+	}}
+}
+
 type replayCmd struct {
 	Paths        []string `arg:"" name:"path" help:"Files or directories of records: .json, .jsonl, .ndjson, each also .zst or .gz."`
 	Brokers      []string `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
@@ -69,7 +76,7 @@ type replayCmd struct {
 }
 
 func (c *replayCmd) Run(s *session) error {
-	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow-ingest"})
+	client, err := kafkaio.Dial(c.Brokers, options(s))
 	if err != nil {
 		return err
 	}
@@ -122,7 +129,7 @@ func (c *tenantsCmd) Run(s *session) error {
 	if err != nil {
 		return fmt.Errorf("%s: nothing of it was taken:\n  %s", c.File, strings.ReplaceAll(err.Error(), "\n", "\n  "))
 	}
-	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow-ingest"})
+	client, err := kafkaio.Dial(c.Brokers, options(s))
 	if err != nil {
 		return err
 	}
