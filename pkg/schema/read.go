@@ -143,8 +143,12 @@ func (e *Event) collect(v Value, c *contentPath, steps []string) error {
 	// A second body, and an old server's comment that stands both beside and
 	// inside its issue, are copies. Only a row for one value is compared with the
 	// texts before it, for a list may be as long as the record.
-	for _, o := range e.texts {
-		if o.Role != t.Role || strings.Contains(c.Path, "[]") {
+	earlier := e.texts
+	if strings.Contains(c.Path, "[]") {
+		earlier = nil
+	}
+	for _, o := range earlier {
+		if o.Role != t.Role {
 			continue
 		}
 		if o.Format == Storage || o.Format == t.Format && bytes.Equal(o.Value.Bytes(), v.Bytes()) && bytes.Equal(o.Value.Raw(), v.Raw()) {

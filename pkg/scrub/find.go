@@ -375,16 +375,16 @@ func atSign(t []byte) int {
 }
 
 // emailAt finds the e-mail address around the at sign [i, to): letters, digits
-// and . _ % + - ' before it, but not before offset min; and two or more domain
+// and . _ % + - ' before it, but not before offset floor; and two or more domain
 // labels after it, of which the last begins with two or more letters.
-func (f *finder) emailAt(text []byte, min, i, to int) {
+func (f *finder) emailAt(text []byte, floor, i, to int) {
 	from := i
-	for from > min && isLocal(text[from-1]) {
+	for from > floor && isLocal(text[from-1]) {
 		r, n := utf8.DecodeLastRune(text[:from])
 		if r >= utf8.RuneSelf && !isWord(r) {
 			break
 		}
-		if from-3 >= min {
+		if from-3 >= floor {
 			// "?to=%3Cjane@example.org", but "jane%2Bjira@example.org".
 			if c, ok := percent(text[from-3:]); ok && !isLocal(c) {
 				break

@@ -90,9 +90,6 @@ func (s *Scrubber) appendStorage(dst, t []byte) ([]byte, error) {
 		for _, p := range parts {
 			r.out = append(r.out, p...)
 		}
-		if parts[0] == "<" && parts[1] == "br" {
-			r.buf = append(r.buf, '\n')
-		}
 		r.fixedFrom(from, false)
 	}
 	for i := 0; i < len(t); {
@@ -181,6 +178,9 @@ func (s *Scrubber) appendStorage(dst, t []byte) ([]byte, error) {
 				} else {
 					tag(e, "<", tg.name, slash, ">")
 				}
+			case tg.name == "br":
+				r.buf = append(r.buf, '\n')
+				tag(e, "<br/>")
 			case empty:
 				tag(e, "<", tg.name, "/>")
 			default:
