@@ -123,11 +123,15 @@ func (d *Door) message(at Place, it schema.Item) (kafkaio.Message, error) {
 	if key == "" {
 		key = e.ID
 	}
+	headers := e.AppendHeaders(nil)
+	if _, err := schema.ParseHeaders(headers); err != nil {
+		return kafkaio.Message{}, err // what no worker can read is better refused where it stands
+	}
 	return kafkaio.Message{
 		// Events of one entity stay in order: they share a partition.
 		Key:     []byte(e.Tenant + "|" + string(e.Product) + "/" + key),
 		Value:   it.Value,
-		Headers: e.AppendHeaders(nil),
+		Headers: headers,
 		Time:    d.Now,
 	}, nil
 }

@@ -84,18 +84,18 @@ func Files(paths []string) ([]File, error) {
 				}
 				return nil
 			}
-			info, err := os.Stat(p) // follows a link to a file
-			if err != nil {
-				return err
-			}
-			if !info.Mode().IsRegular() {
-				return nil
-			}
 			rel, err := filepath.Rel(root, p)
 			if err != nil {
 				return err
 			}
-			out = append(out, File{p, filepath.ToSlash(filepath.Join(base, rel)), info.Size()})
+			file := File{Path: p, Name: filepath.ToSlash(filepath.Join(base, rel))}
+			if info, err := os.Stat(p); err == nil { // follows a link to a file
+				if !info.Mode().IsRegular() {
+					return nil
+				}
+				file.Size = info.Size()
+			} // else a link to nothing, which Replay counts as unreadable
+			out = append(out, file)
 			return nil
 		})
 		if err != nil {
@@ -161,7 +161,7 @@ func (d *Door) replayFile(f File, out *sender, progress func(int64)) error {
 	defer file.Close()
 	var r io.Reader = &counter{file, progress}
 	switch {
-	case strings.HasSuffix(f.Path, ".zst"):
+	case strings.HasSuffix(f.Name, ".zst"):
 		z, err := zstd.NewReader(r)
 		if err != nil {
 			out.unreadable(Place{File: f.Name})
@@ -169,7 +169,7 @@ func (d *Door) replayFile(f File, out *sender, progress func(int64)) error {
 		}
 		defer z.Close()
 		r = z
-	case strings.HasSuffix(f.Path, ".gz"):
+	case strings.HasSuffix(f.Name, ".gz"):
 		z, err := gzip.NewReader(r)
 		if err != nil {
 			out.unreadable(Place{File: f.Name})

@@ -46,6 +46,9 @@ func Unwrap(d *Doc, raw []byte, yield func(index int, it Item, err error)) {
 		if err == nil && d.Ambiguous() {
 			err = &Error{Reason: ReasonDuplicateKey, Offset: -1}
 		}
+		if err != nil {
+			it = Item{}
+		}
 		yield(index, it, err)
 		index++
 	}
