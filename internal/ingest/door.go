@@ -100,12 +100,19 @@ func (d *Door) origin(at Place) string {
 // maxOrigin bounds ce_source, in bytes; a header has its own bound.
 const maxOrigin = 400
 
+// anothers reports whether a record may belong to a tenant that the policy
+// knows: its host is one that several list, or its links name two hosts, of
+// which either may be a tenant's. Consent is not assumed for such a record.
+func (d *Door) anothers(host string) bool {
+	return d.Policy != nil && (d.Policy.Claimed(host) || host == schema.TwoHosts && d.Policy.Len() > 0)
+}
+
 func (d *Door) message(at Place, it schema.Item) (kafkaio.Message, error) {
 	e := it.Envelope
 	if e.Tenant == "" && d.Policy != nil {
 		e.Tenant, _ = d.Policy.TenantOf(e.Host)
 	}
-	if e.Tenant == "" && d.AssumeConsent {
+	if e.Tenant == "" && d.AssumeConsent && !d.anothers(e.Host) {
 		e.Tenant = gate.LocalTenant
 	}
 	if e.Tenant == "" {

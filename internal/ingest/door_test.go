@@ -76,22 +76,25 @@ func TestDoorTenant(t *testing.T) {
 		assumeConsent bool
 		want          string // empty: tenant_unknown
 	}{
-		"by attribute":                     {raw: wrapped(`,"tenant":"t-named"`, host("elsewhere.example")), want: "t-named"},
-		"attribute before host":            {raw: wrapped(`,"tenant":"t-named"`, comment), want: "t-named"},
-		"attribute, consent assumed":       {raw: wrapped(`,"tenant":"t-named"`, comment), assumeConsent: true, want: "t-named"},
-		"by host":                          {raw: comment, want: "t-acme"},
-		"by host, wrapped":                 {raw: wrapped("", comment), want: "t-acme"},
-		"by host, consent assumed":         {raw: comment, assumeConsent: true, want: "t-acme"},
-		"by host in capitals":              {raw: host("ACME.Example"), want: "t-acme"},
-		"host of nobody":                   {raw: host("elsewhere.example")},
-		"host of two tenants":              {raw: host("shared.example")},
-		"links of two hosts":               {raw: two},
-		"no host":                          {raw: `{"author":{},"body":"canary"}`},
-		"no policy":                        {raw: comment, noPolicy: true},
-		"empty attribute, host of nobody":  {raw: wrapped(`,"tenant":""`, host("elsewhere.example"))},
-		"consent assumed, host of nobody":  {raw: host("elsewhere.example"), assumeConsent: true, want: gate.LocalTenant},
-		"consent assumed, no host":         {raw: `{"author":{},"body":"canary"}`, assumeConsent: true, want: gate.LocalTenant},
-		"consent assumed without a policy": {raw: comment, noPolicy: true, assumeConsent: true, want: gate.LocalTenant},
+		"by attribute":                         {raw: wrapped(`,"tenant":"t-named"`, host("elsewhere.example")), want: "t-named"},
+		"attribute before host":                {raw: wrapped(`,"tenant":"t-named"`, comment), want: "t-named"},
+		"attribute, consent assumed":           {raw: wrapped(`,"tenant":"t-named"`, comment), assumeConsent: true, want: "t-named"},
+		"by host":                              {raw: comment, want: "t-acme"},
+		"by host, wrapped":                     {raw: wrapped("", comment), want: "t-acme"},
+		"by host, consent assumed":             {raw: comment, assumeConsent: true, want: "t-acme"},
+		"by host in capitals":                  {raw: host("ACME.Example"), want: "t-acme"},
+		"host of nobody":                       {raw: host("elsewhere.example")},
+		"host of two tenants":                  {raw: host("shared.example")},
+		"links of two hosts":                   {raw: two},
+		"no host":                              {raw: `{"author":{},"body":"canary"}`},
+		"no policy":                            {raw: comment, noPolicy: true},
+		"empty attribute, host of nobody":      {raw: wrapped(`,"tenant":""`, host("elsewhere.example"))},
+		"consent assumed, host of nobody":      {raw: host("elsewhere.example"), assumeConsent: true, want: gate.LocalTenant},
+		"consent assumed, no host":             {raw: `{"author":{},"body":"canary"}`, assumeConsent: true, want: gate.LocalTenant},
+		"consent assumed, host of two tenants": {raw: host("shared.example"), assumeConsent: true},
+		"consent assumed, links of two hosts":  {raw: two, assumeConsent: true},
+		"no tenants, links of two hosts":       {raw: two, noPolicy: true, assumeConsent: true, want: gate.LocalTenant},
+		"consent assumed without a policy":     {raw: comment, noPolicy: true, assumeConsent: true, want: gate.LocalTenant},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &Door{Policy: policy(t), AssumeConsent: c.assumeConsent, Now: now, Name: "replay"}
@@ -226,5 +229,17 @@ func TestDoorErrorsHoldNoContent(t *testing.T) {
 		strings.Repeat(`{"canary":`, 300) + "1" + strings.Repeat("}", 300), `{"id":"canary","fields":{"summary":"canary"}}`, `{"webhookEvent":"canary"}`,
 		strings.Replace(sprint, "1788256800123", `"canary"`, 1), `{"id":"5","id":"6","author":{},"body":"canary"}`} {
 		require.Error(t, one(t, d, Place{File: "a.json"}, raw).err, raw) // one looks for the canary in the error
+	}
+}
+
+// Two pairs of source and id that would read the same once joined by NUL: a
+// CloudEvents string holds no control character, so neither is an event.
+func TestDoorControlCharacters(t *testing.T) {
+	d := &Door{AssumeConsent: true, Now: now, Name: "replay"}
+	for _, c := range [][3]string{{`a\u0000b`, `c`, "source"}, {`a`, `b\u0000c`, "id"}} {
+		raw := `{"specversion":"1.0","source":"` + c[0] + `","id":"` + c[1] + `","data":` + comment + `}`
+		got := one(t, d, Place{File: "a.json"}, raw)
+		require.Equal(t, schema.ReasonBadHeaders, schema.ReasonOf(got.err))
+		require.ErrorContains(t, got.err, c[2])
 	}
 }

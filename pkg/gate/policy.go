@@ -222,6 +222,10 @@ func (p *Policy) TenantOf(host string) (tenant string, ok bool) {
 	return "", false
 }
 
+// Claimed reports whether any tenant lists the host, which must be in lower
+// case.
+func (p *Policy) Claimed(host string) bool { return len(p.hosts[host]) > 0 }
+
 // Len returns the number of tenants that have a record, readable or not.
 func (p *Policy) Len() int {
 	n := 0

@@ -123,6 +123,10 @@ func ReasonOf(err error) Reason {
 	return ReasonInternal
 }
 
+// TwoHosts is the Host of an event whose links name more than one. It is no
+// host's name, so it belongs to no tenant.
+const TwoHosts = "two hosts"
+
 // Envelope is what an event's headers say. It is all that the gate needs to
 // admit or drop a record; the last fields are filled in by Event.Parse, when
 // the payload has been read, for the gate's second look.

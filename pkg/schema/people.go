@@ -143,8 +143,11 @@ const maxIdentity = 256
 func (p *people) add(ids ...identity) {
 	n, at, own := 0, -1, false
 	for _, id := range ids {
+		if bytes.IndexByte(id.s, 0) >= 0 {
+			id.s = bytes.ReplaceAll(id.s, []byte{0}, []byte{' '}) // NUL separates identities
+		}
 		id.s = bytes.TrimSpace(id.s)
-		if !hasWordRune(id.s) || len(id.s) > maxIdentity || bytes.IndexByte(id.s, 0) >= 0 {
+		if !hasWordRune(id.s) || len(id.s) > maxIdentity {
 			continue
 		}
 		switch {

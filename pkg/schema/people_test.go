@@ -72,7 +72,7 @@ func TestPeople(t *testing.T) {
 		"spaces around":       {issue, `{"a":{"displayName":" Ann Lee\n","emailAddress":" ann@acme.example "}}`, []string{"Ann Lee|ann@acme.example"}},
 		"256 bytes":           {issue, `{"a":{"displayName":"` + longest + `"}}`, []string{longest}},
 		"257 bytes":           {issue, `{"a":{"displayName":"a` + longest + `","accountId":"1:a"}}`, []string{"1:a"}},
-		"NUL in a name":       {issue, `{"a":{"displayName":"Ann\u0000Lee","accountId":"1:a"}}`, []string{"1:a"}},
+		"NUL in a name":       {issue, `{"a":{"displayName":"Ann\u0000Lee","accountId":"1:a"}}`, []string{"Ann Lee|1:a"}},
 
 		"same id in two places":    {issue, `{"a":{"accountId":"1:a","displayName":"Ann Lee"},"b":{"accountId":"1:a","displayName":"Ann Lee-Ray"},"c":{"accountId":"1:a","displayName":"Ann Lee"}}`, []string{"1:a|Ann Lee|Ann Lee-Ray"}},
 		"same id in another case":  {issue, `{"a":{"emailAddress":"Ann@acme.example","displayName":"Ann Lee"},"b":{"emailAddress":"ann@acme.example"}}`, []string{"Ann@acme.example|Ann Lee|ann@acme.example"}},

@@ -46,7 +46,7 @@ func (e *Event) Parse() error {
 		// Links of two hosts in one payload mean that it is not one site's.
 		if h := string(hostOf(walk(root, p).Bytes())); h != "" && h != e.Host {
 			if e.Host != "" {
-				h = "two hosts"
+				h = TwoHosts
 			}
 			e.Host = h
 		}

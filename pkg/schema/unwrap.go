@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Item is one event found in what a door was handed. Time is zero when the
@@ -116,10 +117,10 @@ func structured(v Value) (Item, error) {
 		return bad("specversion")
 	}
 	id, source := v.Get("id").Bytes(), v.Get("source").Bytes()
-	if len(id) == 0 {
+	if len(id) == 0 || hasControl(id) {
 		return bad("id")
 	}
-	if len(source) == 0 {
+	if len(source) == 0 || hasControl(source) {
 		return bad("source")
 	}
 	data := v.Get("data")
@@ -148,7 +149,7 @@ func structured(v Value) (Item, error) {
 	if product != "" {
 		it.Product = product
 	}
-	it.ID = string(source) + "\x00" + string(id)
+	it.ID = string(source) + "\x00" + string(id) // neither holds a NUL, so no two pairs are one
 	it.Tenant = string(v.Get("tenant").Bytes())
 	if t := v.Get("time"); !t.Absent() {
 		at, err := time.Parse(time.RFC3339Nano, string(t.Bytes()))
@@ -158,6 +159,12 @@ func structured(v Value) (Item, error) {
 		it.Time = at.UTC()
 	}
 	return it, nil
+}
+
+// hasControl reports whether b holds a control character, which CloudEvents
+// forbids in a string.
+func hasControl(b []byte) bool {
+	return bytes.ContainsFunc(b, unicode.IsControl)
 }
 
 func describe(v Value, name string, at time.Time) Item {
@@ -176,7 +183,7 @@ func describe(v Value, name string, at time.Time) Item {
 	for _, p := range f.hosts {
 		if h := string(hostOf(walk(v, p).Bytes())); h != "" && h != it.Host {
 			if it.Host != "" {
-				h = "two hosts"
+				h = TwoHosts
 			}
 			it.Host = h
 		}
