@@ -128,14 +128,14 @@ func (l *loaded) note(origin string, at schema.Source, err error) {
 
 // load fills the topics through the door's own code.
 func (c *replayCmd) load(s *session, client *kafkaio.Client, files []ingest.File) (*loaded, error) {
-	if err := client.EnsureTopic(s.ctx, tenantsTopic, 1, map[string]string{"cleanup.policy": "compact"}); err != nil {
+	if err := ingest.EnsureTenants(s.ctx, client, tenantsTopic); err != nil {
 		return nil, err
 	}
-	if err := client.EnsureTopic(s.ctx, eventsTopic, c.Partitions, map[string]string{"max.message.bytes": fmt.Sprint(2 * schema.MaxValue)}); err != nil {
+	if err := ingest.EnsureEvents(s.ctx, client, eventsTopic, c.Partitions); err != nil {
 		return nil, err
 	}
 	if c.Tenants != "" {
-		if err := produceTenants(s.ctx, client, tenantsTopic, c.Tenants, s); err != nil {
+		if _, err := ingest.ProduceTenants(s.ctx, client, tenantsTopic, c.Tenants, s.now()); err != nil {
 			return nil, err
 		}
 	}
@@ -144,14 +144,10 @@ func (c *replayCmd) load(s *session, client *kafkaio.Client, files []ingest.File
 	if l.policy, l.offset, err = readPolicy(s.ctx, client, tenantsTopic, gate.Options{Unset: c.UnsetSettings, AssumeConsent: c.AssumeConsent}); err != nil {
 		return nil, err
 	}
-	var size int64
-	for _, f := range files {
-		size += f.Size
-	}
 	p := client.Producer(eventsTopic)
 	defer p.Close()
 	door := ingest.Door{Policy: l.policy, AssumeConsent: c.AssumeConsent, EventTime: c.EventTime, Now: s.now().UTC(), Name: "replay"}
-	bar := progress.New(s.stderr, "load", size, true)
+	bar := progress.New(s.stderr, "load", ingest.Size(files), true)
 	l.door, err = door.Replay(s.ctx, files, p, bar.Add)
 	if err != nil {
 		return nil, err
@@ -189,21 +185,6 @@ func (c *replayCmd) work(s *session, client *kafkaio.Client, store *batch.Store,
 	}
 	bar.Done(fmt.Sprintf("%d records", total))
 	return nil
-}
-
-// produceTenants puts a file of tenant records on the tenants topic.
-func produceTenants(ctx context.Context, client *kafkaio.Client, topic, path string, s *session) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	msgs, err := ingest.Tenants(f, s.now())
-	if err != nil {
-		return fmt.Errorf("%s: nothing of it was taken:\n  %s", path, strings.ReplaceAll(err.Error(), "\n", "\n  "))
-	}
-	p := client.Producer(topic)
-	return errors.Join(p.Produce(ctx, msgs...), p.Close())
 }
 
 // readPolicy reads the tenants topic to its high watermark. A record that

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 
 	"winnow/internal/ingest"
@@ -43,9 +42,6 @@ func (c *runCmd) Run(s *session) error {
 	if err != nil {
 		return err
 	}
-	if err := sameTopic(store, c.Topic, info.ID); err != nil {
-		return err
-	}
 	log.Info("working", "topic", c.Topic, "partitions", len(info.Partitions), "group", c.Group, "tenants", policy.Len(), "tenants_offset", offset, "out", c.Out)
 	w := &worker{
 		client: client, store: store, policy: policy, log: log, now: s.now,
@@ -57,27 +53,5 @@ func (c *runCmd) Run(s *session) error {
 		return err
 	}
 	log.Info("stopped; what was read is committed")
-	return nil
-}
-
-// sameTopic refuses to go on with a chain that was begun on another topic of
-// the same name: offsets of the two have nothing to do with each other.
-func sameTopic(store *batch.Store, topic, id string) error {
-	ps, err := store.Partitions()
-	if err != nil {
-		return err
-	}
-	for _, p := range ps {
-		if p.Topic != topic {
-			continue
-		}
-		chain, err := store.Chain(p.Topic, p.Partition)
-		if err != nil {
-			return err
-		}
-		if n := len(chain); n > 0 && chain[n-1].TopicID != id {
-			return fmt.Errorf("the data set was begun on topic %s with id %q, the broker's topic of that name has id %q: it was deleted and made again, or this is another cluster; use a new --out", topic, chain[n-1].TopicID, id)
-		}
-	}
 	return nil
 }

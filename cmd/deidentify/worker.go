@@ -95,10 +95,7 @@ func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 	if err != nil {
 		return err
 	}
-	pos, err := w.store.Next(w.topic, p)
-	if err != nil {
-		return err
-	}
+	pos := wr.Start()
 	r, err := w.client.Offsets(ctx, w.topic, []int{p})
 	if err != nil {
 		return err

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -15,7 +13,6 @@ import (
 	"winnow/internal/kafkaio"
 	"winnow/internal/progress"
 	"winnow/pkg/gate"
-	"winnow/pkg/schema"
 )
 
 const description = `Puts Jira, Confluence and Jira Service Management records on the events topic, and tenant records on the tenants topic.
@@ -90,20 +87,16 @@ func (c *replayCmd) Run(s *session) error {
 	}); err != nil {
 		return fmt.Errorf("reading topic %s: %w", c.TenantsTopic, err)
 	}
-	if err := client.EnsureTopic(s.ctx, c.Topic, c.Partitions, map[string]string{"max.message.bytes": fmt.Sprint(2 * schema.MaxValue)}); err != nil {
+	if err := ingest.EnsureEvents(s.ctx, client, c.Topic, c.Partitions); err != nil {
 		return err
 	}
 	files, err := ingest.Files(c.Paths)
 	if err != nil {
 		return err
 	}
-	var size int64
-	for _, f := range files {
-		size += f.Size
-	}
 	p := client.Producer(c.Topic)
 	door := ingest.Door{Policy: policy, EventTime: ingest.OfRecord, Now: time.Now().UTC(), Name: "replay"}
-	bar := progress.New(s.stderr, "load", size, true)
+	bar := progress.New(s.stderr, "load", ingest.Size(files), true)
 	sum, err := door.Replay(s.ctx, files, p, bar.Add)
 	if err := errors.Join(err, p.Close()); err != nil {
 		return err
@@ -120,27 +113,15 @@ type tenantsCmd struct {
 }
 
 func (c *tenantsCmd) Run(s *session) error {
-	f, err := os.Open(c.File)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	msgs, err := ingest.Tenants(f, time.Now())
-	if err != nil {
-		return fmt.Errorf("%s: nothing of it was taken:\n  %s", c.File, strings.ReplaceAll(err.Error(), "\n", "\n  "))
-	}
 	client, err := kafkaio.Dial(c.Brokers, options(s))
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if err := client.EnsureTopic(s.ctx, c.Topic, 1, map[string]string{"cleanup.policy": "compact"}); err != nil {
+	n, err := ingest.ProduceTenants(s.ctx, client, c.Topic, c.File, time.Now())
+	if err != nil {
 		return err
 	}
-	p := client.Producer(c.Topic)
-	if err := errors.Join(p.Produce(s.ctx, msgs...), p.Close()); err != nil {
-		return err
-	}
-	fmt.Fprintf(s.stdout, "%d tenant records acknowledged\n", len(msgs))
+	fmt.Fprintf(s.stdout, "%d tenant records acknowledged\n", n)
 	return nil
 }

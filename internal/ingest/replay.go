@@ -111,6 +111,14 @@ func Files(paths []string) ([]File, error) {
 	return out, nil
 }
 
+// Size returns the bytes on disk of all files, for progress.
+func Size(files []File) (n int64) {
+	for _, f := range files {
+		n += f.Size
+	}
+	return n
+}
+
 // maxText bounds a file that is one JSON text, in bytes; a larger export must
 // be JSON Lines.
 const maxText = 128 << 20

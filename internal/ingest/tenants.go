@@ -3,15 +3,51 @@ package ingest
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"winnow/internal/kafkaio"
 	"winnow/pkg/gate"
 	"winnow/pkg/schema"
 )
+
+// EnsureTenants makes the tenants topic when it is absent: one partition, so that
+// its records have one order, and compacted.
+func EnsureTenants(ctx context.Context, c *kafkaio.Client, topic string) error {
+	return c.EnsureTopic(ctx, topic, 1, map[string]string{"cleanup.policy": "compact"})
+}
+
+// EnsureEvents makes the events topic when it is absent, with room for the
+// largest event.
+func EnsureEvents(ctx context.Context, c *kafkaio.Client, topic string, partitions int) error {
+	return c.EnsureTopic(ctx, topic, partitions, map[string]string{"max.message.bytes": strconv.Itoa(2 * schema.MaxValue)})
+}
+
+// ProduceTenants puts a file of tenant records on the tenants topic, which it
+// makes when absent, and returns how many were acknowledged. Of a file with a
+// fault nothing is produced.
+func ProduceTenants(ctx context.Context, c *kafkaio.Client, topic, path string, now time.Time) (int, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	msgs, err := Tenants(f, now)
+	if err != nil {
+		return 0, fmt.Errorf("%s: nothing of it was taken:\n  %s", path, strings.ReplaceAll(err.Error(), "\n", "\n  "))
+	}
+	if err := EnsureTenants(ctx, c, topic); err != nil {
+		return 0, err
+	}
+	p := c.Producer(topic)
+	return len(msgs), errors.Join(p.Produce(ctx, msgs...), p.Close())
+}
 
 // Tenants reads tenant records, one JSON object a line, and returns a message
 // for each, keyed by its tenant. Every bad line is in the error, by number and

@@ -12,7 +12,6 @@ import (
 	"maps"
 	"os"
 	"path"
-	"regexp"
 	"slices"
 	"time"
 
@@ -77,7 +76,7 @@ func (s *Store) Writer(topic string, partition int, o Options) (*Writer, error) 
 		return nil, errors.New("batch: unknown format")
 	}
 	if tip.End > 0 && tip.TopicID != o.TopicID {
-		return nil, fmt.Errorf("batch: %v: the chain was written from a topic with another id", p)
+		return nil, fmt.Errorf("batch: %v: the chain was written from a topic with another id (%q, now %q): the topic was deleted and made again, or this is another cluster; write to another directory", p, tip.TopicID, o.TopicID)
 	}
 	w := &Writer{store: s, partition: p, options: o, genesis: tip.End == 0, inApp: map[place][]Row{}, counts: map[count]int64{}}
 	w.reset(tip.End)
@@ -114,6 +113,10 @@ func (w *Writer) StartAt(start int64) error {
 	return nil
 }
 
+// Start returns the first offset of the batch being gathered: where to consume
+// from. It is the chain's tip, or what StartAt set.
+func (w *Writer) Start() int64 { return w.start }
+
 // SetProvenance replaces the provenance, from the next Commit on.
 func (w *Writer) SetProvenance(p Provenance) { w.options.Provenance = p }
 
@@ -145,8 +148,6 @@ func (w *Writer) take(src schema.Source) error {
 	return w.err
 }
 
-var regionName = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
-
 // Add takes one scrubbed record. It copies what it keeps. The zero Record is
 // refused.
 func (w *Writer) Add(r scrub.Record) error {
@@ -164,7 +165,7 @@ func (w *Writer) Add(r scrub.Record) error {
 		w.drop(r.Source(), w.sums.InApp.Drops, r.Withheld().InApp)
 	case len(r.Parts()) == 0:
 		w.drop(r.Source(), w.sums.InApp.Drops, schema.ReasonNoText)
-	case !regionName.MatchString(r.Region()):
+	case !schema.ValidRegion(r.Region()):
 		// It names a directory; and without one the residency is unknown.
 		return w.fail(r.Source(), "the region is not a word of a-z, 0-9 and '-'")
 	default:

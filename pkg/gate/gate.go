@@ -1,5 +1,5 @@
 // Package gate decides what an event may feed. It is the decision table of
-// docs/policy.md as one pure function of the records on the tenants topic, an
+// the policy (its rows are the cases of table_test.go) as one pure function of the records on the tenants topic, an
 // event's envelope and the clock; it reads nothing else and logs nothing.
 //
 // It fails closed: the zero Decision drops both streams, the zero Policy knows

@@ -74,8 +74,8 @@ func at(prefix string, rows ...[]Field) []Field {
 	return out
 }
 
-// users are objects that hold people; the type rule (IsUser) finds them
-// wherever they stand, these rows say so for the places that are known.
+// Rows of people name the places that are known; the type rule (IsUser) finds
+// them wherever they stand.
 var issueFields = []Field{
 	{Path: "id", Class: Identifier},
 	{Path: "key", Class: Identifier},

@@ -42,15 +42,7 @@ func (e *Event) Parse() error {
 	if root.Kind() != Object {
 		return &Error{Reason: ReasonWrongType, Offset: 0}
 	}
-	for _, p := range f.hosts {
-		// Links of two hosts in one payload mean that it is not one site's.
-		if h := string(hostOf(walk(root, p).Bytes())); h != "" && h != e.Host {
-			if e.Host != "" {
-				h = TwoHosts
-			}
-			e.Host = h
-		}
-	}
+	e.Host = f.host(root)
 	e.Project = string(walk(root, f.project).Bytes())
 	if e.Project == "" {
 		// An export of chosen fields leaves the project out; the issue's key names it.
@@ -69,6 +61,20 @@ func (e *Event) Parse() error {
 	}
 	e.form = f
 	return nil
+}
+
+// host returns the host that the links of a payload name: "" if they name none,
+// TwoHosts if they name more than one, for then it is not one site's.
+func (f *form) host(root Value) (host string) {
+	for _, p := range f.hosts {
+		if h := string(hostOf(walk(root, p).Bytes())); h != "" && h != host {
+			if host != "" {
+				h = TwoHosts
+			}
+			host = h
+		}
+	}
+	return host
 }
 
 // Kind returns what the document is (issue, comment, page, …); it is empty

@@ -191,7 +191,7 @@ func (t *Tenant) validate() error {
 		return errors.New("field tenant holds '|' or NUL, which the message key reserves")
 	case t.Org == "":
 		return errors.New("field org is empty")
-	case !isRegion(t.Region):
+	case !ValidRegion(t.Region):
 		return errors.New("field region must be lower-case letters, digits and '-'")
 	case t.Revision < 1:
 		return errors.New("field revision must be at least 1")
@@ -233,7 +233,9 @@ func (t *Tenant) validate() error {
 	return nil
 }
 
-func isRegion(s string) bool {
+// ValidRegion reports whether s can be a region: 1 to 32 lower-case letters,
+// digits and '-'. It names a directory.
+func ValidRegion(s string) bool {
 	if s == "" || len(s) > 32 {
 		return false
 	}

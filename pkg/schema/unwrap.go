@@ -180,14 +180,7 @@ func describe(v Value, name string, at time.Time) Item {
 		v.Path("issue", "fields", "project", "projectTypeKey").equal("service_desk"):
 		it.Product = ServiceManagement
 	}
-	for _, p := range f.hosts {
-		if h := string(hostOf(walk(v, p).Bytes())); h != "" && h != it.Host {
-			if it.Host != "" {
-				h = TwoHosts
-			}
-			it.Host = h
-		}
-	}
+	it.Host = f.host(v)
 	return it
 }
 

@@ -8,9 +8,9 @@
 // numbers count within one document in order of appearance and mean nothing
 // outside of it. Whoever the record declares is one [PERSON_n] throughout the
 // document, whether the text has the name, login, e-mail address or account
-// id; a name that two people share has a number of its own. Where the source already holds what looks like a placeholder, a
-// backslash is put after its bracket: [PERSON_1] becomes [\PERSON_1], and
-// [\PERSON_1] becomes [\\PERSON_1].
+// id; a name that two people share has a number of its own. Where the source
+// already holds what looks like a placeholder, a backslash is put after its
+// bracket: [PERSON_1] becomes [\PERSON_1], and [\PERSON_1] becomes [\\PERSON_1].
 package scrub
 
 import (
