@@ -44,16 +44,16 @@ func (a *Assignment) Hint(next int64) error {
 // When ctx ends Consume leaves the group and returns nil, all runs having
 // returned.
 func (c *Client) Consume(ctx context.Context, group, topic string, run func(ctx context.Context, a *Assignment) error) error {
+	known := partitionCount{c: c, topic: topic}
+	known.look(ctx)
 	g, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
 		ID: group, Brokers: c.brokers, Topics: []string{topic},
-		Dialer:                 &kafka.Dialer{ClientID: c.o.ClientID, Timeout: c.o.RequestTimeout, DualStack: true},
-		SessionTimeout:         c.o.SessionTimeout,
-		RebalanceTimeout:       c.o.SessionTimeout,
-		HeartbeatInterval:      c.o.SessionTimeout / 10,
-		WatchPartitionChanges:  true,
-		PartitionWatchInterval: c.o.SessionTimeout / 6,
-		JoinGroupBackoff:       time.Millisecond, // the pauses are ours, below
-		StartOffset:            kafka.FirstOffset,
+		Dialer:            &kafka.Dialer{ClientID: c.o.ClientID, Timeout: c.o.RequestTimeout, DualStack: true},
+		SessionTimeout:    c.o.SessionTimeout,
+		RebalanceTimeout:  c.o.SessionTimeout,
+		HeartbeatInterval: c.o.SessionTimeout / 10,
+		JoinGroupBackoff:  time.Millisecond, // the pauses are ours, below
+		StartOffset:       kafka.FirstOffset,
 	})
 	if err != nil {
 		return fmt.Errorf("group %s: %w", group, err)
@@ -65,7 +65,7 @@ func (c *Client) Consume(ctx context.Context, group, topic string, run func(ctx 
 		gen, err := g.Next(running)
 		if err == nil {
 			failures = 0
-			c.runAll(running, fail, gen, topic, run)
+			c.runAll(running, fail, gen, &known, run)
 			continue
 		}
 		if ctx.Err() != nil {
@@ -92,17 +92,24 @@ func rejoin(e kafka.Error) bool {
 
 // runAll starts the runs of one generation. kafka-go joins the next one only
 // after the function given to Start has returned, hence after all runs have.
-func (c *Client) runAll(ctx context.Context, fail context.CancelCauseFunc, gen *kafka.Generation, topic string, run func(context.Context, *Assignment) error) {
+func (c *Client) runAll(running context.Context, fail context.CancelCauseFunc, gen *kafka.Generation, known *partitionCount, run func(context.Context, *Assignment) error) {
 	gen.Start(func(genCtx context.Context) {
 		if genCtx.Err() != nil {
 			return // ended before it began; kafka-go does not wait for us then
 		}
-		ctx, cancel := context.WithCancel(ctx)
+		ctx, cancel := context.WithCancel(running)
 		defer cancel()
 		defer context.AfterFunc(genCtx, cancel)()
-		var runs sync.WaitGroup
-		for _, p := range gen.Assignments[topic] {
-			a := &Assignment{Topic: topic, Partition: p.ID, Hinted: max(p.Offset, -1), gen: gen}
+		var runs, watch sync.WaitGroup
+		changed := make(chan struct{})
+		watch.Go(func() {
+			if known.changes(genCtx) {
+				cancel() // the runs hand over, as at any rebalance
+				close(changed)
+			}
+		})
+		for _, p := range gen.Assignments[known.topic] {
+			a := &Assignment{Topic: known.topic, Partition: p.ID, Hinted: max(p.Offset, -1), gen: gen}
 			runs.Go(func() {
 				if err := run(ctx, a); err != nil && (ctx.Err() == nil || !errors.Is(err, ctx.Err())) {
 					fail(err)
@@ -111,8 +118,49 @@ func (c *Client) runAll(ctx context.Context, fail context.CancelCauseFunc, gen *
 		}
 		runs.Wait()
 		// Returning ends the generation, and with it the membership. Stay in
-		// until the group, or g.Close, ends it: when ctx ends, returning here
-		// would let kafka-go rejoin between the end of ctx and g.Close.
-		<-genCtx.Done()
+		// until the group, or g.Close, ends it: when running ends, returning
+		// here would let kafka-go rejoin between the end of it and g.Close.
+		select {
+		case <-genCtx.Done():
+		case <-changed:
+			if running.Err() != nil {
+				<-genCtx.Done()
+			}
+		}
+		watch.Wait()
+		known.look(running) // the join that follows sees at least these
 	})
+}
+
+// partitionCount is how many partitions a topic had at some moment before the
+// join that gave the current assignments; 0 if that is not known.
+//
+// kafka-go's own watcher takes its count after the join. Partitions that are
+// added between the two are then in no assignment, and nothing tells: they lie
+// unread until something else makes the group rebalance. A count from before
+// the join can at worst ask for one rebalance that was not needed.
+type partitionCount struct {
+	c     *Client
+	topic string
+	n     int
+}
+
+// look takes the count anew, unless the cluster does not say.
+func (k *partitionCount) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, k.c.o.SessionTimeout/6)
+	defer cancel()
+	if info, err := k.c.metadata(ctx, k.topic); err == nil {
+		k.n = len(info.Partitions)
+	}
+}
+
+// changes waits until the count is another, and reports false when ctx ends
+// first.
+func (k *partitionCount) changes(ctx context.Context) bool {
+	for before := k.n; k.n == before; k.look(ctx) {
+		if wait(ctx, k.c.o.SessionTimeout/6) != nil {
+			return false
+		}
+	}
+	return true
 }

@@ -107,14 +107,39 @@ func TestConsumeNewPartitions(t *testing.T) {
 	})
 	defer stop()
 	w.await(t, 1)
-	f := franz(t, k)
+	grow(t, k, 3)
+	w.await(t, 3)
+	require.NoError(t, stop())
+}
+
+// grow gives topic t more partitions.
+func grow(t *testing.T, k *kfake.Cluster, partitions int32) {
+	t.Helper()
 	req := kmsg.NewPtrCreatePartitionsRequest()
 	topic := kmsg.NewCreatePartitionsRequestTopic()
-	topic.Topic, topic.Count = "t", 3
+	topic.Topic, topic.Count = "t", partitions
 	req.Topics = append(req.Topics, topic)
 	req.TimeoutMillis = 1000
-	_, err := req.RequestWith(t.Context(), f)
+	_, err := req.RequestWith(t.Context(), franz(t, k))
 	require.NoError(t, err)
+}
+
+// Partitions that are added once the assignments of a join are made, and before
+// any count is taken after it, are noticed all the same.
+func TestConsumeNewPartitionsDuringJoin(t *testing.T) {
+	k, c := cluster(t, quick, kfake.SeedTopics(1, "t"))
+	k.ControlKey(int16(kmsg.SyncGroup), func(kmsg.Request) (kmsg.Response, error, bool) {
+		k.SleepControl(func() { grow(t, k, 3) })
+		return nil, nil, false
+	})
+	w := &working{now: map[int]int{}, changed: make(chan struct{}, 1)}
+	stop := start(t, c, func(ctx context.Context, a *Assignment) error {
+		w.add(a.Partition, 1)
+		<-ctx.Done()
+		w.add(a.Partition, -1)
+		return nil
+	})
+	defer stop()
 	w.await(t, 3)
 	require.NoError(t, stop())
 }
