@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -215,15 +216,17 @@ func searchLeaks(t *testing.T, args ...string) (leaks, result) {
 	// A document has no key and no offset, so it is matched by order: within a
 	// commit, documents of one region and month stand in the order of offsets.
 	type kept struct {
-		at schema.Source
-		d  declared
+		at        schema.Source
+		d         declared
+		specific  bool // tells of a comment alone
+		withdrawn bool // because a later event is more specific
 	}
 	type group struct {
 		partition     int
 		start         int64
 		region, month string
 	}
-	events := map[group][]kept{}
+	events := map[group][]*kept{}
 	starts := map[int][]batch.Commit{}
 	ps, err := store.Partitions()
 	require.NoError(t, err)
@@ -247,14 +250,20 @@ func searchLeaks(t *testing.T, args ...string) (leaks, result) {
 			rejected[schema.Source{Topic: q.Topic, Partition: q.Partition, Offset: q.Offset}] = true
 		}
 	}
+	repeats := map[string]bool{}
+	told := map[string]*kept{} // by comment and edit, the event that tells of it
 	_, err = client.ReadAll(context.Background(), eventsTopic, func(p int, r kafkaio.Record) error {
 		e := schema.Event{Value: r.Value, Source: schema.Source{Topic: eventsTopic, Partition: p, Offset: r.Offset}}
 		var err error
-		if e.Envelope, err = schema.ParseHeaders(r.Headers); err != nil || !policy.Decide(e.Envelope, fixedNow).InApp || e.Parse() != nil {
+		if e.Envelope, err = schema.ParseHeaders(r.Headers); err != nil || policy.Decide(e.Envelope, fixedNow).Streams() == 0 || e.Parse() != nil {
 			return nil
 		}
 		d := policy.Decide(e.Envelope, fixedNow)
-		if !d.InApp || len(e.Texts()) == 0 || rejected[e.Source] {
+		if d.Streams() == 0 || rejected[e.Source] || repeats[e.ID] {
+			return nil
+		}
+		repeats[e.ID] = true
+		if !d.InApp || len(e.Texts()) == 0 {
 			return nil
 		}
 		var c batch.Commit
@@ -264,7 +273,23 @@ func searchLeaks(t *testing.T, args ...string) (leaks, result) {
 			}
 		}
 		g := group{p, c.Start, d.Region, e.Time.Format("2006-01")}
-		events[g] = append(events[g], kept{e.Source, declaredIn(t, bytes.Clone(r.Value))})
+		k := &kept{at: e.Source, d: declaredIn(t, bytes.Clone(r.Value))}
+		var hook struct {
+			WebhookEvent string
+			Comment      struct{ ID, Updated string }
+		}
+		if json.Unmarshal(r.Value, &hook) == nil && hook.WebhookEvent != "" && hook.Comment.ID != "" {
+			edit := fmt.Sprint(p, e.Tenant, hook.Comment)
+			first := told[edit]
+			if first != nil && (strings.HasPrefix(hook.WebhookEvent, "jira:") || first.specific || first.at.Offset < c.Start) {
+				return nil
+			} else if first != nil {
+				first.withdrawn = true
+			}
+			told[edit] = k
+			k.specific = !strings.HasPrefix(hook.WebhookEvent, "jira:")
+		}
+		events[g] = append(events[g], k)
 		return nil
 	})
 	require.NoError(t, err)
@@ -285,9 +310,10 @@ func searchLeaks(t *testing.T, args ...string) (leaks, result) {
 				return nil
 			}))
 			for g, ds := range docs {
-				require.Equal(t, len(events[g]), len(ds), "documents of %v", g)
+				of := slices.DeleteFunc(events[g], func(k *kept) bool { return k.withdrawn })
+				require.Equal(t, len(of), len(ds), "documents of %v", g)
 				for i, rows := range ds {
-					l.search(events[g][i].at, events[g][i].d, rows)
+					l.search(of[i].at, of[i].d, rows)
 				}
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"winnow/internal/failpoint"
 	"winnow/internal/kafkaio"
 	"winnow/pkg/batch"
 	"winnow/pkg/gate"
@@ -73,11 +74,6 @@ func (w *worker) run(parent context.Context) error {
 // partition consumes one partition from its chain's tip. The group's offset is
 // only a hint for lag; the position is what the data set says.
 func (w *worker) partition(ctx context.Context, a *kafkaio.Assignment) error {
-	if n, err := w.store.Sweep(w.topic, a.Partition); err != nil {
-		return err
-	} else if n > 0 {
-		w.log.Info("removed files of attempts that can no longer commit", "topic", w.topic, "partition", a.Partition, "files", n)
-	}
 	for {
 		err := w.batches(ctx, a)
 		if !errors.Is(err, batch.ErrCommitted) {
@@ -89,8 +85,22 @@ func (w *worker) partition(ctx context.Context, a *kafkaio.Assignment) error {
 	}
 }
 
+// sweep removes what dead attempts left of a partition, and reports whether
+// there are attempts over which the next commit decides.
+func (w *worker) sweep(partition int) (pending bool, err error) {
+	n, left, err := w.store.Sweep(w.topic, partition)
+	if n > 0 {
+		w.log.Info("removed files of attempts that can no longer commit", "topic", w.topic, "partition", partition, "files", n)
+	}
+	return left > 0, err
+}
+
 func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 	p := a.Partition
+	unswept, err := w.sweep(p)
+	if err != nil {
+		return err
+	}
 	wr, err := w.store.Writer(w.topic, p, w.opts)
 	if err != nil {
 		return err
@@ -119,6 +129,12 @@ func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 				return err
 			}
 			w.log.Debug("committed", "topic", w.topic, "partition", p, "start", c.Start, "end", c.End, "documents", c.InApp.Documents)
+			if unswept {
+				if unswept, err = w.sweep(p); err != nil {
+					return err
+				}
+			}
+			_ = failpoint.At(failpoint.Point{Op: "hint", Name: a.Topic})
 			if err := a.Hint(pos); err != nil {
 				w.log.Debug("lag hint not taken", "topic", w.topic, "partition", p, "error", err)
 			}
@@ -136,6 +152,7 @@ func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 			}
 			return err
 		}
+		_ = failpoint.At(failpoint.Point{Op: "polled", Name: a.Topic})
 		if began.IsZero() && b.Next > pos {
 			began = w.now()
 		}

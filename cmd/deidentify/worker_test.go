@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -34,8 +35,10 @@ func TestBadRecordsOnTheTopic(t *testing.T) {
 	defer client.Close()
 	require.NoError(t, client.EnsureTopic(t.Context(), eventsTopic, 1, map[string]string{"max.message.bytes": fmt.Sprint(2 * schema.MaxValue)}))
 
+	id := 0
 	headers := func(edit func(*schema.Envelope)) []schema.Header {
-		e := schema.Envelope{ID: "1", Origin: "test", Type: "winnow.jira.rest.issue", Time: fixedNow, Tenant: gate.LocalTenant, Product: schema.Jira}
+		id++
+		e := schema.Envelope{ID: strconv.Itoa(id), Origin: "test", Type: "winnow.jira.rest.issue", Time: fixedNow, Tenant: gate.LocalTenant, Product: schema.Jira}
 		if edit != nil {
 			edit(&e)
 		}

@@ -46,7 +46,7 @@ func (s source) parts(offset int64, texts []string, change ...func(*schema.Event
 	require.NoError(s.t, err)
 	e := &schema.Event{
 		Envelope: schema.Envelope{
-			ID: "5f0c", Origin: "test", Type: "winnow.jira.rest.issue", Product: schema.Jira,
+			ID: fmt.Sprint("event ", offset), Origin: "test", Type: "winnow.jira.rest.issue", Product: schema.Jira,
 			Tenant: "acme-tenant", Time: time.Date(2026, 9, 14, 10, 11, 12, 0, time.UTC),
 		},
 		Source: schema.Source{Topic: topic, Partition: 0, Offset: offset}, Value: value,
@@ -77,6 +77,11 @@ func dataset(t testing.TB) *Store {
 	require.NoError(t, err)
 	return s
 }
+
+// abs returns where a file of a dataset on disk lies.
+func (s *Store) abs(rel string) string { return s.storage.(*disk).abs(rel) }
+
+func (s *Store) dir() string { return s.storage.(*disk).root }
 
 func open(t testing.TB, s *Store, o Options) *Writer {
 	t.Helper()
@@ -125,7 +130,7 @@ func files(t testing.TB, s *Store, dir string) (out []string) {
 	t.Helper()
 	err := filepath.WalkDir(s.abs(dir), func(p string, e fs.DirEntry, err error) error {
 		if err == nil && !e.IsDir() {
-			rel, _ := filepath.Rel(s.dir, p)
+			rel, _ := filepath.Rel(s.dir(), p)
 			out = append(out, filepath.ToSlash(rel))
 		}
 		return err
@@ -201,12 +206,13 @@ func TestRoundTrip(t *testing.T) {
 				"in-app/region=eu/dt=2026-09-01/" + name, "in-app/region=us/dt=2026-10-01/" + name,
 				"metadata/window=2026-09/" + name, "metadata/window=2026-10/" + name,
 				fmt.Sprintf("_quarantine/events/0/%020d-%s.jsonl", 0, c.Attempt),
+				fmt.Sprintf("_seen/events/0/%020d-%s.ids", 0, c.Attempt),
 			}, paths)
 			require.ElementsMatch(t, append(paths, "_dataset.json", fmt.Sprintf("_commits/events/0/%020d.json", 0)), files(t, s, "."))
 
 			r := clean(t, s)
 			r.Bytes = 0
-			require.Equal(t, Report{Partitions: 1, Commits: 1, Files: 5, Rows: 4, Documents: 3}, r)
+			require.Equal(t, Report{Partitions: 1, Commits: 1, Files: 6, Rows: 4, Documents: 3}, r)
 
 			var q map[string]any
 			b, err := os.ReadFile(s.abs(paths[4]))
@@ -249,7 +255,7 @@ func TestResume(t *testing.T) {
 		}
 		if o == 6 {
 			var err error
-			s, err = Open(s.dir)
+			s, err = Open(s.dir())
 			require.NoError(t, err)
 			w = open(t, s, Options{})
 			next, err := s.Next(topic, 0)
@@ -430,7 +436,7 @@ func TestCreateOpen(t *testing.T) {
 		"empty":           {func(t *testing.T, dir string) {}, "", "is not a dataset"},
 		"a dataset":       {func(t *testing.T, dir string) { _, err := Create(dir); require.NoError(t, err) }, "", ""},
 		"other files":     {func(t *testing.T, dir string) { write(t, dir, "thesis.tex", "") }, "not empty", "is not a dataset"},
-		"a later layout":  {func(t *testing.T, dir string) { write(t, dir, marker, `{"winnow_dataset":2}`) }, "layout version 2", "layout version 2"},
+		"a later layout":  {func(t *testing.T, dir string) { write(t, dir, marker, `{"winnow_dataset":99}`) }, "layout version 99", "layout version 99"},
 		"a broken marker": {func(t *testing.T, dir string) { write(t, dir, marker, `{`) }, marker, marker},
 		"a creator that died": {func(t *testing.T, dir string) { write(t, dir, marker+".tmp-1", `{"win`) },
 			"", "is not a dataset"},
@@ -538,7 +544,7 @@ func TestRowGroups(t *testing.T) {
 	c, err := w.Commit(6)
 	require.NoError(t, err)
 	require.True(t, slices.Equal(want, allTexts(t, s)))
-	b, err := s.load(&c, &c.Files[0])
+	b, err := s.load(t.Context(), &c, &c.Files[0], c.Attempt)
 	require.NoError(t, err)
 	f, err := parquet.OpenFile(strings.NewReader(string(b)), int64(len(b)))
 	require.NoError(t, err)

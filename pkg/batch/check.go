@@ -8,7 +8,10 @@ import (
 	"io/fs"
 	"maps"
 	"path"
+	"regexp"
 	"slices"
+	"strconv"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -19,12 +22,20 @@ import (
 type Report struct {
 	Partitions, Commits, Files, Rows, Documents, Bytes int64
 
-	// Orphans counts files that no commit names and that a crash, a lost race
-	// or a running writer explains: their start is the tip of a chain, or
-	// another attempt took it. Sweep removes the latter.
+	Generations int64 // commits of which a generation replaces files
+	// Orphans counts files that no commit names and that a crash, a lost race,
+	// a running writer or an erasure explains: an intent lists them, or the
+	// newest generation of their commit replaced them. None may be older than
+	// OrphanAge.
 	Orphans int64
 	Faults  []Fault
 }
+
+// OrphanAge is how long a file that is no part of the dataset may lie about.
+// It may hold text of an organisation that has opted out since, which no
+// erasure finds; the policy gives 30 days to remove it. A worker that is
+// assigned the partition and commits once removes what is older.
+const OrphanAge = 30 * 24 * time.Hour
 
 // Fault is one thing in a dataset that is not as its commits say.
 type Fault struct {
@@ -36,26 +47,34 @@ func (f Fault) String() string { return f.Coordinates + ": " + f.Problem }
 
 // Check reads the whole dataset and verifies it: every commit parses, has a
 // known version and the name that its range gives; each chain joins without
-// gap or fork; the double entry adds up; every file is there once, with the
-// size, hash, columns, rows and documents that its commit says; and no file
-// lies where no writer could have left it.
+// gap or fork; the double entry adds up, with what erasures removed; every file
+// is there once, with the size, hash, columns, rows and documents that its
+// commit or the commit's newest generation says; and every other file is
+// explained and not too old.
 //
 // It is safe beside running writers. The error says that the check could not
 // be made or was cancelled; what is wrong with the dataset is in
 // Report.Faults.
-func (s *Store) Check(ctx context.Context) (Report, error) {
-	// Data files are listed before the chains are read: a file that is
-	// committed in between is then found in its chain. The other way round it
-	// would look like an orphan of a start that is neither taken nor the tip.
+func (s *Store) Check(ctx context.Context) (Report, error) { return s.check(ctx, time.Now()) }
+
+func (s *Store) check(ctx context.Context, now time.Time) (Report, error) {
+	k := checker{store: s, now: now, named: map[string]string{}, replaced: map[string]bool{}, intended: map[string]bool{}, chains: map[Partition]chainNames{}}
+	// Files are listed first, then intents, and the chains are read last. A
+	// writer goes the other way: intent, files, commit, and then the intent
+	// goes. So a file that is listed is, if its intent is gone by then, in the
+	// chain; or its writer lost a race, and it is gone as well (see unnamed).
 	data, err := s.dataFiles(ctx)
+	if err == nil {
+		err = k.intents(ctx)
+	}
+	var ps []Partition
+	var strays []string
+	if err == nil {
+		ps, strays, err = s.partitions(ctx)
+	}
 	if err != nil {
 		return Report{}, fmt.Errorf("check: %w", err)
 	}
-	ps, strays, err := s.partitions()
-	if err != nil {
-		return Report{}, fmt.Errorf("check: %w", err)
-	}
-	k := checker{store: s, named: map[string]string{}, chains: map[Partition]chainNames{}}
 	for _, name := range strays {
 		k.fault(name, "not a partition's chain")
 	}
@@ -64,17 +83,25 @@ func (s *Store) Check(ctx context.Context) (Report, error) {
 			return k.Report, fmt.Errorf("check %v: %w", p, err)
 		}
 	}
+	if err := k.generations(ctx); err != nil {
+		return k.Report, fmt.Errorf("check: %w", err)
+	}
 	for _, f := range data {
-		k.unnamed(f)
+		if err := k.unnamed(ctx, f); err != nil {
+			return k.Report, fmt.Errorf("check: %w", err)
+		}
 	}
 	return k.Report, nil
 }
 
 type checker struct {
 	Report
-	store  *Store
-	named  map[string]string // data file → the commit that names it
-	chains map[Partition]chainNames
+	store    *Store
+	now      time.Time
+	named    map[string]string // data file → the commit that names it
+	replaced map[string]bool   // files that a generation replaced
+	intended map[string]bool   // files that an intent lists
+	chains   map[Partition]chainNames
 }
 
 // chainNames is what decides over a file that no commit names.
@@ -87,17 +114,47 @@ func (k *checker) fault(coordinates, format string, args ...any) {
 	k.Faults = append(k.Faults, Fault{coordinates, fmt.Sprintf(format, args...)})
 }
 
+// intents reads what attempts that are not done intend to write, and counts
+// the intents themselves as orphans.
+func (k *checker) intents(ctx context.Context) error {
+	return k.store.storage.list(ctx, intentsDir, true, func(e entry) error {
+		b, err := k.store.storage.read(ctx, e.name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // done meanwhile
+		} else if err != nil {
+			return err
+		}
+		var i intent
+		if decodeStrict(b, &i) == nil { // one that was not written whole has no files
+			for _, f := range i.Files {
+				k.intended[f] = true
+			}
+		}
+		k.orphan(e.name, e.modified)
+		return nil
+	})
+}
+
+// orphan counts a file that is no part of the dataset and is explained.
+func (k *checker) orphan(name string, modified time.Time) {
+	k.Orphans++
+	if age := k.now.Sub(modified); age > OrphanAge {
+		k.fault(name, "no commit names it, and at %d days it is older than the %d that it may lie: let a worker run on its partition until it has committed, or remove it if none will",
+			age/(24*time.Hour), OrphanAge/(24*time.Hour))
+	}
+}
+
 func (k *checker) chain(ctx context.Context, p Partition) error {
-	extends, others, err := k.store.names(p)
+	extends, others, err := k.store.names(ctx, p)
 	if err != nil {
 		return err
 	}
 	k.Partitions++
 	for _, name := range others {
-		if tmpName.MatchString(name) {
+		if tmpName.MatchString(path.Base(name)) {
 			k.Orphans++
 		} else {
-			k.fault(path.Join(p.commits(), name), "not a commit")
+			k.fault(name, "not a commit")
 		}
 	}
 	names := chainNames{attempts: map[int64]string{}}
@@ -106,7 +163,7 @@ func (k *checker) chain(ctx context.Context, p Partition) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		c, err := k.store.readCommit(p, n)
+		c, err := k.store.readCommit(ctx, p, n)
 		if err != nil {
 			k.fault(commitFile(p, n), "%v", err)
 			continue
@@ -151,24 +208,40 @@ func (k *checker) commit(ctx context.Context, c *Commit) error {
 	if min(c.Records, c.Holes, c.InApp.Documents, c.Metadata.Counted) < 0 {
 		k.fault(at, "double entry: a count is negative")
 	}
-	var found tally
-	for i := range c.Files {
+	g, err := k.store.generation(ctx, c)
+	if err != nil {
+		k.fault(at, "%v", err)
+	}
+	if g != nil {
+		k.Generations++
+	}
+	files, gone := c.current(g)
+	var found, removed tally
+	for _, r := range gone {
+		k.replaced[r.Path] = true
+		removed.documents += r.Documents
+		removed.counted += r.Counted
+		if c.file(r.Path).Stream == StreamInApp {
+			removed.rows += r.Rows
+		}
+	}
+	for i := range files {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		f := &c.Files[i]
+		f := &files[i]
 		if other, ok := k.named[f.Path]; ok {
 			k.fault(f.Path, "named by %s and by %s", other, at)
 			continue
 		}
 		k.named[f.Path] = at
-		b, err := k.store.load(c, f)
+		b, err := k.store.load(ctx, c, &f.File, f.attempt)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = errors.New("the file is missing")
 		}
 		var t tally
 		if err == nil {
-			t, err = c.tally(f, b)
+			t, err = c.tally(&f.File, b)
 		}
 		if err != nil {
 			k.fault(f.Path, "%v", err)
@@ -176,6 +249,9 @@ func (k *checker) commit(ctx context.Context, c *Commit) error {
 		}
 		if t.rows != f.Rows {
 			k.fault(f.Path, "the file has %d rows, its commit says %d", t.rows, f.Rows)
+		}
+		if old := f.gone.Path; old != "" && t.rows+f.gone.Rows != c.file(old).Rows && f.Stream == StreamInApp {
+			k.fault(f.Path, "%d rows are left and %d were removed, of %d", t.rows, f.gone.Rows, c.file(old).Rows)
 		}
 		k.Files++
 		k.Bytes += f.Bytes
@@ -187,9 +263,9 @@ func (k *checker) commit(ctx context.Context, c *Commit) error {
 	}
 	k.Rows += found.rows
 	k.Documents += found.documents
-	equal("in-app rows = rows of its files", c.InApp.Rows, found.rows)
-	equal("in-app documents = documents of its files", c.InApp.Documents, found.documents)
-	equal("metadata counted = counts of its files", c.Metadata.Counted, found.counted)
+	equal("in-app rows = rows of its files + erased", c.InApp.Rows, found.rows+removed.rows)
+	equal("in-app documents = documents of its files + erased", c.InApp.Documents, found.documents+removed.documents)
+	equal("metadata counted = counts of its files + erased", c.Metadata.Counted, found.counted+removed.counted)
 	return nil
 }
 
@@ -241,27 +317,62 @@ func (c *Commit) tally(f *File, b []byte) (t tally, err error) {
 			last = r.Offset
 			return nil
 		})
+	case StreamSeen:
+		err = decodeSeen(b, c.Start, c.End, func(seenAt) { t.rows++ })
 	default:
 		err = errors.New("the stream is not one of the format's")
 	}
 	return t, err
 }
 
+// generations finds generations of which there is no commit.
+func (k *checker) generations(ctx context.Context) error {
+	return k.store.storage.list(ctx, generationsDir, true, func(e entry) error {
+		m := generationPath.FindStringSubmatch(e.name)
+		if m == nil {
+			k.fault(e.name, "not a generation of a commit")
+			return nil
+		}
+		num, err := strconv.Atoi(m[2])
+		n, err2 := strconv.ParseInt(m[3], 10, 64)
+		if errors.Join(err, err2) != nil || k.chains[Partition{m[1], num}].attempts[n] == "" {
+			k.fault(e.name, "there is no commit of which it could be a generation")
+		}
+		return nil
+	})
+}
+
+var generationPath = regexp.MustCompile(`^_generations/([^/]+)/(\d+)/(\d{20})/\d{6}\.json$`)
+
 // unnamed decides over a data file that no commit names.
-func (k *checker) unnamed(f dataFile) {
+func (k *checker) unnamed(ctx context.Context, f dataFile) error {
 	if _, ok := k.named[f.path]; ok {
-		return
+		return nil
 	}
 	chain := k.chains[f.part]
 	attempt, taken := chain.attempts[f.extends]
+	problem := ""
 	switch {
 	case f.foreign:
-		k.fault(f.path, "not a data file of this format")
+		problem = "not a data file of this format"
+	case k.replaced[f.path]:
 	case taken && attempt == f.attempt:
-		k.fault(f.path, "not named by the commit of its own attempt")
-	case taken || f.extends == chain.tip:
-		k.Orphans++
-	default:
-		k.fault(f.path, "no commit starts at its offset, which is not the tip of the chain either")
+		problem = "not named by the commit of its own attempt"
+	case !taken && f.extends != chain.tip:
+		problem = "no commit starts at its offset, which is not the tip of the chain either"
+	case !k.intended[f.path]:
+		problem = "neither a commit nor an intent names it"
 	}
+	if problem == "" {
+		k.orphan(f.path, f.modified)
+		return nil
+	}
+	// Its writer may have lost a race while we looked, and removed it.
+	if _, err := k.store.storage.read(ctx, f.path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	k.fault(f.path, "%s", problem)
+	return nil
 }

@@ -1,11 +1,10 @@
 package batch
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path"
 	"regexp"
 	"slices"
@@ -17,7 +16,7 @@ import (
 
 // Version is the version of the commit file that this package writes, and the
 // only one that it reads.
-const Version = 1
+const Version = 2
 
 // ErrCommitted is returned by Writer.Commit when another writer has committed
 // the range first. The writer is finished and its files are gone; resume at
@@ -104,6 +103,7 @@ const (
 	StreamInApp      = "in-app"
 	StreamMetadata   = "metadata"
 	StreamQuarantine = "quarantine"
+	StreamSeen       = "seen"
 )
 
 // File is one data file of a commit.
@@ -136,11 +136,14 @@ func (c *Commit) Source() schema.Source {
 	return schema.Source{Topic: c.Topic, Partition: c.Partition, Offset: c.Start}
 }
 
-// path returns the only path that the file may have.
-func (c *Commit) path(f *File) string {
-	name := fmt.Sprintf("%020d-%s", c.extends(), c.Attempt)
-	if f.Stream == StreamQuarantine {
+// path returns the only path that the file may have if the attempt wrote it.
+func (c *Commit) path(f *File, attempt string) string {
+	name := fmt.Sprintf("%020d-%s", c.extends(), attempt)
+	switch f.Stream {
+	case StreamQuarantine:
 		return path.Join(quarantineDir, c.Topic, strconv.Itoa(c.Partition), name+".jsonl")
+	case StreamSeen:
+		return path.Join(seenDir, c.Topic, strconv.Itoa(c.Partition), name+".ids")
 	}
 	name = fmt.Sprintf("%s-%d-%s%s", c.Topic, c.Partition, name, extensions[c.Format])
 	if f.Stream == StreamMetadata {
@@ -160,9 +163,9 @@ func commitFile(p Partition, extends int64) string {
 
 // readCommit reads the commit that extends the chain at an offset; the error
 // wraps fs.ErrNotExist when there is none.
-func (s *Store) readCommit(p Partition, extends int64) (Commit, error) {
+func (s *Store) readCommit(ctx context.Context, p Partition, extends int64) (Commit, error) {
 	name := commitFile(p, extends)
-	b, err := os.ReadFile(s.abs(name))
+	b, err := s.storage.read(ctx, name)
 	if err != nil {
 		return Commit{}, err
 	}
@@ -190,37 +193,37 @@ func (s *Store) readCommit(p Partition, extends int64) (Commit, error) {
 
 // names returns the numbers of the partition's commits, ascending, and the
 // entries of its directory that are none.
-func (s *Store) names(p Partition) (extends []int64, others []string, err error) {
-	entries, err := readDir(s.abs(p.commits()))
-	for _, e := range entries {
-		if m := commitName.FindStringSubmatch(e.Name()); m != nil {
+func (s *Store) names(ctx context.Context, p Partition) (extends []int64, others []string, err error) {
+	err = s.storage.list(ctx, p.commits(), false, func(e entry) error {
+		if m := commitName.FindStringSubmatch(path.Base(e.name)); m != nil {
 			if n, err := strconv.ParseInt(m[1], 10, 64); err == nil {
 				extends = append(extends, n)
-				continue
+				return nil
 			}
 		}
-		others = append(others, e.Name())
-	}
+		others = append(others, e.name)
+		return nil
+	})
 	return extends, others, err
 }
 
 // tip returns the last commit of the chain, or a Commit with End 0 when there
 // is none. It reads names and one commit; only Chain and Check read them all.
-func (s *Store) tip(p Partition) (Commit, error) {
+func (s *Store) tip(ctx context.Context, p Partition) (Commit, error) {
 	if err := p.validate(); err != nil {
 		return Commit{}, err
 	}
-	ns, _, err := s.names(p)
+	ns, _, err := s.names(ctx, p)
 	if err != nil || len(ns) == 0 {
 		return Commit{}, err
 	}
-	return s.readCommit(p, ns[len(ns)-1])
+	return s.readCommit(ctx, p, ns[len(ns)-1])
 }
 
 // Next returns the offset to resume at: the end of the partition's last
 // commit, or 0 for an empty chain.
 func (s *Store) Next(topic string, partition int) (int64, error) {
-	c, err := s.tip(Partition{topic, partition})
+	c, err := s.tip(context.Background(), Partition{topic, partition})
 	return c.End, err
 }
 
@@ -228,17 +231,17 @@ func (s *Store) Next(topic string, partition int) (int64, error) {
 // join: each starts where the one before it ended. Read data through it (or
 // through Next's range), never by listing the data directories.
 func (s *Store) Chain(topic string, partition int) ([]Commit, error) {
-	p := Partition{topic, partition}
+	ctx, p := context.Background(), Partition{topic, partition}
 	if err := p.validate(); err != nil {
 		return nil, err
 	}
-	ns, _, err := s.names(p)
+	ns, _, err := s.names(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	chain := make([]Commit, 0, len(ns))
 	for _, n := range ns {
-		c, err := s.readCommit(p, n)
+		c, err := s.readCommit(ctx, p, n)
 		if err != nil {
 			return nil, err
 		}
@@ -271,49 +274,16 @@ func joins(chain []Commit, c *Commit) string {
 }
 
 // create makes the commit visible and durable, or returns ErrCommitted. Its
-// data and directories must be durable already.
-func (s *Store) create(c *Commit) error {
+// data must be durable already.
+func (s *Store) create(ctx context.Context, c *Commit) error {
 	b, err := json.MarshalIndent(c, "", " ")
 	if err != nil {
 		return err
 	}
-	dir := s.abs(c.partition().commits())
-	tmp := s.abs(path.Join(c.partition().commits(), fmt.Sprintf(".%020d-%s.tmp", c.extends(), c.Attempt)))
-	// Exclusive creation of the final name would show readers a half-written
-	// commit, and stat-then-rename lets two writers both win: A and B find the
-	// name free, A renames, B renames over it. link(2) does both at once.
-	if err := writeFile(tmp, append(b, '\n'), "commit"); err != nil {
-		return err
-	}
-	reach("commit-before-link")
-	err = os.Link(tmp, s.abs(commitFile(c.partition(), c.extends())))
-	if err != nil {
-		// An error does not say that the link was not made (a network file
-		// system can lose the reply and see its own name on the retry), nor an
-		// absent tmp that the name is free (Sweep removes it once the name is
-		// taken). The commit itself tells.
-		switch cur, e := s.readCommit(c.partition(), c.extends()); {
-		case e == nil && cur.Attempt == c.Attempt:
-			err = nil
-		case e == nil:
-			err = ErrCommitted
-		case !errors.Is(e, fs.ErrNotExist):
-			err = errors.Join(err, e)
-		}
-	}
-	reach("commit-after-link")
-	_ = os.Remove(tmp) // what stays is swept
-	if err != nil && !errors.Is(err, ErrCommitted) {
-		return err
-	}
-	reach("commit-before-dirsync")
-	// Also for the other's commit: the caller removes its own files next, and
-	// a power loss must not then take the commit that replaced them.
-	if e := syncDir(dir); e != nil {
-		return e
-	}
-	if err == nil {
-		reach("commit-durable")
+	tmp := path.Join(c.partition().commits(), fmt.Sprintf(".%020d-%s.tmp", c.extends(), c.Attempt))
+	won, err := s.claim(ctx, commitFile(c.partition(), c.extends()), tmp, append(b, '\n'))
+	if err == nil && !won {
+		err = ErrCommitted
 	}
 	return err
 }

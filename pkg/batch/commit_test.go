@@ -6,11 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"winnow/internal/failpoint"
 )
 
 // raceOnce lets n writers, each with a store of its own, commit batches that
@@ -55,7 +59,7 @@ func TestRace(t *testing.T) {
 	for range rounds {
 		next, err := s.Next(topic, 0)
 		require.NoError(t, err)
-		won := raceOnce(t, s.dir, writers, func(i int, w *Writer) {
+		won := raceOnce(t, s.dir(), writers, func(i int, w *Writer) {
 			require.NoError(t, w.Add(in.record(next, fmt.Sprint("writer ", i))))
 		}, func(i int) int64 { return next + int64(i) })
 		want = append(want, fmt.Sprint("writer ", won.End-won.Start-1))
@@ -64,7 +68,7 @@ func TestRace(t *testing.T) {
 		}
 	}
 	require.Equal(t, want, allTexts(t, s))
-	require.ElementsMatch(t, named, append(files(t, s, inAppDir), files(t, s, metadataDir)...), "losers remove their files")
+	require.ElementsMatch(t, named, slices.Concat(files(t, s, inAppDir), files(t, s, metadataDir), files(t, s, seenDir)), "losers remove their files")
 	r := clean(t, s)
 	require.Zero(t, r.Orphans)
 	require.EqualValues(t, rounds, r.Commits)
@@ -75,15 +79,20 @@ func TestRace(t *testing.T) {
 func TestGenesisRace(t *testing.T) {
 	for range 20 {
 		s := dataset(t)
-		raceOnce(t, s.dir, 8, func(i int, w *Writer) { require.NoError(t, w.StartAt(int64(i))) }, func(i int) int64 { return 10 })
+		raceOnce(t, s.dir(), 8, func(i int, w *Writer) { require.NoError(t, w.StartAt(int64(i))) }, func(i int) int64 { return 10 })
 		require.EqualValues(t, 1, clean(t, s).Commits)
 	}
 }
 
-func setFailpoint(t *testing.T, f func(name string)) {
+func setHook(t testing.TB, f func(failpoint.Point) error) {
 	t.Helper()
-	failpoint = f
-	t.Cleanup(func() { failpoint = nil })
+	failpoint.Hook = f
+	t.Cleanup(func() { failpoint.Hook = nil })
+}
+
+// isLink reports whether a point is before the link of a commit.
+func isLink(p failpoint.Point) bool {
+	return p.Op == "link" && !p.After && strings.HasPrefix(p.Name, commitsDir)
 }
 
 // The link was made but its success was not reported, so it is tried and found
@@ -92,13 +101,14 @@ func TestOwnCommitExists(t *testing.T) {
 	s, in := dataset(t), newSource(t)
 	w := open(t, s, Options{})
 	require.NoError(t, w.Add(in.record(0, "x")))
-	setFailpoint(t, func(name string) {
-		if name == "commit-before-link" {
+	setHook(t, func(p failpoint.Point) error {
+		if isLink(p) {
 			tmp, err := filepath.Glob(s.abs("_commits/events/0/.*.tmp"))
 			require.NoError(t, err)
 			require.Len(t, tmp, 1)
 			require.NoError(t, os.Link(tmp[0], s.abs(commitFile(Partition{topic, 0}, 0))))
 		}
+		return nil
 	})
 	c, err := w.Commit(0)
 	require.NoError(t, err)
@@ -113,15 +123,17 @@ func TestSweepBeforeLink(t *testing.T) {
 	w, other := open(t, s, Options{}), open(t, s, Options{})
 	require.NoError(t, w.Add(in.record(0, "loser")))
 	require.NoError(t, other.Add(in.record(0, "winner")))
-	setFailpoint(t, func(name string) {
-		if name == "commit-before-link" {
-			failpoint = nil
+	setHook(t, func(p failpoint.Point) error {
+		if isLink(p) {
+			failpoint.Hook = nil
 			_, err := other.Commit(0)
 			require.NoError(t, err)
-			n, err := s.Sweep(topic, 0)
+			n, pending, err := s.Sweep(topic, 0)
 			require.NoError(t, err)
-			require.Equal(t, 3, n, "two data files and the temporary one")
+			require.Equal(t, 4, n, "three data files and the temporary one")
+			require.Zero(t, pending)
 		}
+		return nil
 	})
 	_, err := w.Commit(0)
 	require.ErrorIs(t, err, ErrCommitted)
@@ -131,18 +143,19 @@ func TestSweepBeforeLink(t *testing.T) {
 
 var errKilled = errors.New("killed")
 
-// commitUntil commits and dies at the n-th point it reaches; it returns the
-// points it passed and whether it died.
-func commitUntil(t *testing.T, w *Writer, last int64, n int) (reached []string, died bool) {
+// commitUntil commits and dies at the n-th point it reaches, counted from 1; it
+// returns the points it passed and whether it died.
+func commitUntil(t *testing.T, w *Writer, last int64, n int) (reached []failpoint.Point, died bool) {
 	t.Helper()
-	setFailpoint(t, func(name string) {
-		reached = append(reached, name)
+	setHook(t, func(p failpoint.Point) error {
+		reached = append(reached, p)
 		if len(reached) == n {
 			panic(errKilled)
 		}
+		return nil
 	})
 	defer func() {
-		failpoint = nil
+		failpoint.Hook = nil
 		if r := recover(); r != nil {
 			require.Equal(t, errKilled, r)
 			died = true
@@ -153,8 +166,8 @@ func commitUntil(t *testing.T, w *Writer, last int64, n int) (reached []string, 
 	return reached, false
 }
 
-// A process that dies at any point of any batch, and one that takes over from
-// what it left, write every row exactly once.
+// A process that dies before or after any call that a batch makes, and one that
+// takes over from what it left, write every row exactly once.
 func TestKill(t *testing.T) {
 	in := newSource(t)
 	var want []string
@@ -179,7 +192,7 @@ func TestKill(t *testing.T) {
 			}
 			w := fill(t, s, 3+3*batch)
 			if batch > 0 {
-				w.Reject(src(6), errors.New("so that there are three files")) // the resumed run drops it by another reason
+				w.Reject(src(6), errors.New("so that there is a quarantine file")) // the resumed run adds it
 			}
 			return s, w
 		}
@@ -187,25 +200,22 @@ func TestKill(t *testing.T) {
 		_, w := prepare(t)
 		points, died := commitUntil(t, w, last, 0)
 		require.False(t, died)
-		for _, name := range []string{
-			"data-half-written", "data-before-fsync", "one-stream-written", "data-before-dirsync", "data-after-dirsync",
-			"commit-half-written", "commit-before-fsync", "commit-before-link", "commit-after-link", "commit-before-dirsync", "commit-durable",
-		} {
-			require.Contains(t, points, name)
-		}
-		linked := slices.Index(points, "commit-after-link")
-		for i, name := range points {
-			t.Run(fmt.Sprintf("batch %d, point %d, %s", batch, i, name), func(t *testing.T) {
+		linked := slices.IndexFunc(points, func(p failpoint.Point) bool {
+			return p.Op == "link" && p.After && strings.HasPrefix(p.Name, commitsDir)
+		})
+		require.Greater(t, linked, 0)
+		for i, p := range points {
+			t.Run(fmt.Sprintf("batch %d, point %d, %s %t", batch, i, p.Op, p.After), func(t *testing.T) {
 				s, w := prepare(t)
 				_, died := commitUntil(t, w, last, i+1)
 				require.True(t, died)
 
-				s, err := Open(s.dir)
+				s, err := Open(s.dir())
 				require.NoError(t, err)
 				clean(t, s)
 				next, err := s.Next(topic, 0)
 				require.NoError(t, err)
-				n, err := s.Sweep(topic, 0)
+				n, _, err := s.Sweep(topic, 0)
 				require.NoError(t, err)
 				if i < linked {
 					require.Equal(t, 3*batch, next)
@@ -223,8 +233,9 @@ func TestKill(t *testing.T) {
 				} else {
 					require.Equal(t, want, got)
 				}
-				_, err = s.Sweep(topic, 0)
+				_, pending, err := s.Sweep(topic, 0)
 				require.NoError(t, err)
+				require.Zero(t, pending)
 				require.Zero(t, clean(t, s).Orphans, "every start is taken: what is left over is swept")
 			})
 		}
@@ -257,20 +268,25 @@ func TestSyncFailsAfterLink(t *testing.T) {
 	s, in := dataset(t), newSource(t)
 	w := open(t, s, Options{})
 	require.NoError(t, w.Add(in.record(0, "x")))
-	dir := s.abs(Partition{topic, 0}.commits())
-	setFailpoint(t, func(name string) {
-		if name == "commit-before-dirsync" {
-			require.NoError(t, os.Rename(dir, dir+"0"))
+	fault := errors.New("no space left on device")
+	linked := false
+	setHook(t, func(p failpoint.Point) error {
+		linked = linked || p.Op == "link" && p.After && strings.HasPrefix(p.Name, commitsDir)
+		if linked && p.Op == "fsyncdir" && !p.After {
+			return fault
 		}
+		return nil
 	})
 	_, err := w.Commit(0)
-	require.Error(t, err)
+	require.ErrorIs(t, err, fault)
 	require.NotErrorIs(t, err, ErrCommitted)
-	require.NoError(t, os.Rename(dir+"0", dir))
+	failpoint.Hook = nil
 	next, err := s.Next(topic, 0)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, next)
 	require.Equal(t, []string{"x"}, allTexts(t, s))
+	_, _, err = s.Sweep(topic, 0)
+	require.NoError(t, err)
 	require.Zero(t, clean(t, s).Orphans)
 }
 
@@ -282,29 +298,33 @@ func TestSweep(t *testing.T) {
 		_, err := w.Commit(o)
 		require.NoError(t, err)
 	}
-	put := func(rel string) string {
+	put := func(rel, content string) string {
 		require.NoError(t, os.MkdirAll(filepath.Dir(s.abs(rel)), 0o755))
-		require.NoError(t, os.WriteFile(s.abs(rel), []byte("x"), 0o644))
+		require.NoError(t, os.WriteFile(s.abs(rel), []byte(content), 0o644))
 		return rel
 	}
-	name := func(start int64) string { return fmt.Sprintf("%020d-%s", start, uuid.NewString()) }
-	dead := []string{
-		put("in-app/region=eu/dt=2026-09-01/events-0-" + name(1) + ".parquet"),
-		put("metadata/window=2026-09/events-0-" + name(0) + ".jsonl.zst"),
-		put("_quarantine/events/0/" + name(1) + ".jsonl"),
-		put("_commits/events/0/." + name(1) + ".tmp"),
+	// An attempt of a partition that left two files, their intent, and its
+	// temporary commit.
+	attempt := func(partition int, start int64) []string {
+		c := Commit{Topic: topic, Partition: partition, Start: start, Attempt: uuid.NewString(), Genesis: start == 0}
+		c.Files = []File{{Stream: StreamInApp, Region: "eu", Month: "2026-09"}, {Stream: StreamQuarantine}}
+		for i := range c.Files {
+			c.Files[i].Path = put(c.path(&c.Files[i], c.Attempt), "x")
+		}
+		require.NoError(t, s.intend(t.Context(), &c))
+		return []string{c.Files[0].Path, c.Files[1].Path, c.intentFile(),
+			put(fmt.Sprintf("_commits/%s/%d/.%020d-%s.tmp", topic, partition, start, c.Attempt), "x")}
 	}
-	alive := []string{
-		put("in-app/region=eu/dt=2026-09-01/events-0-" + name(2) + ".parquet"), // the tip: a running writer's
-		put("in-app/region=eu/dt=2026-09-01/events-1-" + name(0) + ".parquet"), // another partition's
-		put("_commits/events/0/." + name(2) + ".tmp"),
-	}
+	dead := slices.Concat(attempt(0, 0), attempt(0, 1))
+	alive := slices.Concat(attempt(0, 2), attempt(1, 0)) // the tip: a running writer's; another partition's
+	half := put("_intents/events/0/"+fmt.Sprintf("%020d-%s.json", 1, uuid.NewString()), `{"files":["in-app/reg`)
 	r := clean(t, s)
-	require.EqualValues(t, len(dead)+len(alive), r.Orphans)
-	n, err := s.Sweep(topic, 0)
+	require.EqualValues(t, len(dead)+len(alive)+1, r.Orphans)
+	n, pending, err := s.Sweep(topic, 0)
 	require.NoError(t, err)
-	require.Equal(t, len(dead), n)
-	for _, f := range dead {
+	require.Equal(t, 6, n, "beside the intents")
+	require.Equal(t, 1, pending)
+	for _, f := range append(dead, half) {
 		require.NoFileExists(t, s.abs(f))
 	}
 	for _, f := range alive {
@@ -312,6 +332,14 @@ func TestSweep(t *testing.T) {
 	}
 	require.Equal(t, []string{"x", "x"}, allTexts(t, s))
 	require.EqualValues(t, len(alive), clean(t, s).Orphans)
+
+	// They may lie for a month.
+	r, err = s.check(t.Context(), time.Now().Add(OrphanAge-time.Hour))
+	require.NoError(t, err)
+	require.Empty(t, r.Faults)
+	r, err = s.check(t.Context(), time.Now().Add(OrphanAge+time.Hour))
+	require.NoError(t, err)
+	require.Len(t, r.Faults, 6, "temporary commits hold no rows")
 }
 
 func TestCreateRace(t *testing.T) {

@@ -3,13 +3,13 @@ package batch
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -134,11 +134,11 @@ func encodeJSONL[T any](e *encoder, rows []T) ([]byte, error) {
 
 // load reads a data file of a commit whole and compares it with what the
 // commit says of it: nothing that differs is decoded.
-func (s *Store) load(c *Commit, f *File) ([]byte, error) {
-	if f.Path != c.path(f) {
+func (s *Store) load(ctx context.Context, c *Commit, f *File, attempt string) ([]byte, error) {
+	if f.Path != c.path(f, attempt) {
 		return nil, errors.New("the path is not the one that its commit, stream, region and month give")
 	}
-	b, err := os.ReadFile(s.abs(f.Path))
+	b, err := s.storage.read(ctx, f.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -240,19 +240,25 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
-// ReadRows yields the in-app rows of one commit, each with the file that holds
-// it, by region and month and then in the order of offsets. It stops at the
-// first error, its own or one that yield returns. Each file is compared with
-// its hash before a row of it is yielded.
+// ReadRows yields the in-app rows of one commit that are left after erasures,
+// each with the file that holds it, by region and month and then in the order
+// of offsets. It stops at the first error, its own or one that yield returns.
+// Each file is compared with its hash before a row of it is yielded.
 func (s *Store) ReadRows(c Commit, yield func(File, Row) error) error {
-	for i := range c.Files {
-		f := &c.Files[i]
+	ctx := context.Background()
+	g, err := s.generation(ctx, &c)
+	if err != nil {
+		return fmt.Errorf("read %v: %w", c.Source(), err)
+	}
+	files, _ := c.current(g)
+	for i := range files {
+		f := &files[i]
 		if f.Stream != StreamInApp {
 			continue
 		}
-		b, err := s.load(&c, f)
+		b, err := s.load(ctx, &c, &f.File, f.attempt)
 		if err == nil {
-			err = decode(c.Format, b, func(r Row) error { return yield(*f, r) })
+			err = decode(c.Format, b, func(r Row) error { return yield(f.File, r) })
 		}
 		if err != nil {
 			return fmt.Errorf("read %s: %w", f.Path, err)

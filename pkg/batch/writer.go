@@ -3,15 +3,13 @@ package batch
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
-	"path"
 	"slices"
 	"time"
 
@@ -26,6 +24,18 @@ type Options struct {
 	Format     Format
 	TopicID    string     // the broker's id of the topic, "" if unknown; a chain has one
 	Provenance Provenance // how this run reads the policy
+	Consent    Consent
+}
+
+// Consent is how a Writer asks the policy again, right before a commit, about
+// every record that it holds. The zero Consent asks nothing: the policy cannot
+// change while the writer runs.
+type Consent struct {
+	// Offset returns the tenants-topic offset that Decide obeys now.
+	Offset func() int64
+	// Decide returns the streams that a record may feed now, and why not the
+	// others.
+	Decide func(schema.Envelope) (schema.Streams, schema.Withheld)
 }
 
 // Writer gathers the records of one partition and commits them in batches. It
@@ -38,7 +48,7 @@ type Options struct {
 //
 // Rows are held until Commit: Buffered bytes. Commit encodes one file after
 // the other and needs for it, besides, a row group (16 MiB of text) and the
-// largest file.
+// largest file; the memory of what was written takes what Horizon says.
 type Writer struct {
 	store     *Store
 	partition Partition
@@ -50,6 +60,10 @@ type Writer struct {
 
 	inApp      map[place][]Row
 	counts     map[count]int64 // by a key whose Count is 0
+	held       []held          // what feeds a stream, by offset
+	general    map[key]int     // edit → index in held of the general event that told of it
+	seen       []seenAt        // keys of the batch, by offset
+	memory     *memory         // of them and of the batches before
 	quarantine bytes.Buffer
 	rejects    int64
 	bytes      int64
@@ -60,15 +74,29 @@ type Writer struct {
 // place is where the rows of one in-app file belong.
 type place struct{ region, month string }
 
-// rowBytes is what a row takes beside its text, roughly.
-const rowBytes = 192
+// held is a record of the batch that may still have to leave it.
+type held struct {
+	source    schema.Source
+	envelope  schema.Envelope
+	kind      string
+	streams   schema.Streams // that it feeds; one without text feeds no in-app stream
+	at        place
+	row, rows int // where its rows are in inApp[at]
+	spans     [scrub.NumLabels]int
+}
+
+// What a row and a record take beside their text, roughly, in bytes.
+const (
+	rowBytes    = 192
+	recordBytes = 768
+)
 
 // Writer returns a writer that continues the partition's chain at its tip. It
 // refuses a chain whose commits name another topic id: offsets of a topic that
 // was made anew mean other records.
 func (s *Store) Writer(topic string, partition int, o Options) (*Writer, error) {
-	p := Partition{topic, partition}
-	tip, err := s.tip(p)
+	ctx, p := context.Background(), Partition{topic, partition}
+	tip, err := s.tip(ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -78,15 +106,61 @@ func (s *Store) Writer(topic string, partition int, o Options) (*Writer, error) 
 	if tip.End > 0 && tip.TopicID != o.TopicID {
 		return nil, fmt.Errorf("batch: %v: the chain was written from a topic with another id (%q, now %q): the topic was deleted and made again, or this is another cluster; write to another directory", p, tip.TopicID, o.TopicID)
 	}
-	w := &Writer{store: s, partition: p, options: o, genesis: tip.End == 0, inApp: map[place][]Row{}, counts: map[count]int64{}}
+	w := &Writer{store: s, partition: p, options: o, genesis: tip.End == 0, memory: newMemory(horizon),
+		inApp: map[place][]Row{}, counts: map[count]int64{}, general: map[key]int{}}
+	if err := s.remember(ctx, w.memory, p, tip.End); err != nil {
+		return nil, fmt.Errorf("batch: %v: what the chain has seen: %w", p, err)
+	}
 	w.reset(tip.End)
 	return w, nil
+}
+
+// horizon is Horizon; tests make it short.
+var horizon int64 = Horizon
+
+// remember fills the memory with the keys of the last horizon offsets below the
+// tip of the chain.
+func (s *Store) remember(ctx context.Context, m *memory, p Partition, tip int64) error {
+	ns, _, err := s.names(ctx, p)
+	if err != nil {
+		return err
+	}
+	var commits []Commit // newest first
+	for i := len(ns) - 1; i >= 0; i-- {
+		c, err := s.readCommit(ctx, p, ns[i])
+		if err != nil {
+			return err
+		}
+		if c.End < tip-m.horizon {
+			break
+		}
+		commits = append(commits, c)
+	}
+	for _, c := range slices.Backward(commits) {
+		for i := range c.Files {
+			f := &c.Files[i]
+			if f.Stream != StreamSeen {
+				continue
+			}
+			b, err := s.load(ctx, &c, f, c.Attempt)
+			if err == nil {
+				err = decodeSeen(b, c.Start, c.End, m.add)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", f.Path, err)
+			}
+		}
+	}
+	return nil
 }
 
 func (w *Writer) reset(start int64) {
 	w.start, w.last = start, start-1
 	clear(w.inApp)
 	clear(w.counts)
+	clear(w.held)
+	w.held, w.seen = w.held[:0], w.seen[:0]
+	clear(w.general)
 	w.quarantine.Reset()
 	w.rejects, w.bytes = 0, 0
 	w.sums = Commit{
@@ -148,56 +222,183 @@ func (w *Writer) take(src schema.Source) error {
 	return w.err
 }
 
+// document is a record as the writer takes it.
+type document struct {
+	source   schema.Source
+	envelope schema.Envelope
+	kind     string
+	region   string
+	streams  schema.Streams
+	withheld schema.Withheld
+	edit     schema.Edit
+	parts    []scrub.Part
+	spans    [scrub.NumLabels]int
+}
+
 // Add takes one scrubbed record. It copies what it keeps. The zero Record is
 // refused.
+//
+// A record whose event id was added before, at most Horizon offsets ago, is a
+// repeat: it is dropped from both streams. Of two events that tell of one
+// change, the more specific feeds the in-app stream; if the general one is
+// committed when the specific one comes, it stays, so there is one either way.
 func (w *Writer) Add(r scrub.Record) error {
-	if r.Streams() == 0 {
-		return w.fail(r.Source(), "a record that may feed no stream was added")
+	return w.add(&document{r.Source(), r.Envelope(), r.Kind(), r.Region(), r.Streams(), r.Withheld(), r.Edit(), r.Parts(), r.Counts()})
+}
+
+func (w *Writer) add(d *document) error {
+	if d.streams == 0 {
+		return w.fail(d.source, "a record that may feed no stream was added")
 	}
-	if err := w.take(r.Source()); err != nil {
+	if err := w.take(d.source); err != nil {
 		return err
 	}
-	month := r.Month().Format("2006-01")
-	switch {
-	case r.Product() == "" || r.Kind() == "":
-		return w.fail(r.Source(), "the record names no product or no kind")
-	case r.Streams()&schema.InApp == 0:
-		w.drop(r.Source(), w.sums.InApp.Drops, r.Withheld().InApp)
-	case len(r.Parts()) == 0:
-		w.drop(r.Source(), w.sums.InApp.Drops, schema.ReasonNoText)
-	case !schema.ValidRegion(r.Region()):
-		// It names a directory; and without one the residency is unknown.
-		return w.fail(r.Source(), "the region is not a word of a-z, 0-9 and '-'")
-	default:
-		w.document(&r, month)
+	id := d.envelope.Key()
+	if w.memory.has(id, d.source.Offset) {
+		w.drop(d.source, w.sums.InApp.Drops, schema.ReasonRepeat)
+		w.drop(d.source, w.sums.Metadata.Drops, schema.ReasonRepeat)
+		return w.err
 	}
-	if r.Streams()&schema.Metadata == 0 {
-		w.drop(r.Source(), w.sums.Metadata.Drops, r.Withheld().Metadata)
+	w.see(id, d.source.Offset)
+	h := held{source: d.source, envelope: d.envelope, kind: d.kind, streams: d.streams, spans: d.spans,
+		at: place{d.region, d.envelope.Time.UTC().Format("2006-01")}}
+	switch {
+	case d.envelope.Product == "" || d.kind == "":
+		return w.fail(d.source, "the record names no product or no kind")
+	case d.streams&schema.InApp == 0:
+		w.drop(d.source, w.sums.InApp.Drops, d.withheld.InApp)
+	case len(d.parts) == 0:
+		w.drop(d.source, w.sums.InApp.Drops, schema.ReasonNoText)
+		h.streams &^= schema.InApp
+	case !schema.ValidRegion(d.region):
+		// It names a directory; and without one the residency is unknown.
+		return w.fail(d.source, "the region is not a word of a-z, 0-9 and '-'")
+	case w.told(d):
+		w.drop(d.source, w.sums.InApp.Drops, schema.ReasonToldTwice)
+		h.streams &^= schema.InApp
+	default:
+		w.document(d, &h)
+	}
+	if d.streams&schema.Metadata == 0 {
+		w.drop(d.source, w.sums.Metadata.Drops, d.withheld.Metadata)
 	} else {
 		w.sums.Metadata.Counted++
-		w.counts[count{Month: month, Product: string(r.Product()), Kind: r.Kind()}]++
+		w.counts[h.count()]++
 	}
+	w.held = append(w.held, h)
+	w.bytes += recordBytes
 	return w.err
 }
 
-func (w *Writer) document(r *scrub.Record, month string) {
-	to, id := place{r.Region(), month}, uuid.NewString()
-	rows := w.inApp[to]
-	for i, p := range r.Parts() {
+func (w *Writer) see(k key, offset int64) {
+	s := seenAt{offset, k}
+	w.seen = append(w.seen, s)
+	w.memory.add(s)
+}
+
+// told reports whether an event before this one told of its change, and does
+// so still: a general one leaves the open batch when a specific one comes.
+func (w *Writer) told(d *document) bool {
+	k := d.edit.Key
+	if k == (key{}) {
+		return false
+	}
+	if w.memory.has(k, d.source.Offset) {
+		i, open := w.general[k]
+		if !open || !d.edit.Specific {
+			return true
+		}
+		w.withdraw(&w.held[i], schema.InApp, schema.Withheld{InApp: schema.ReasonToldTwice})
+		delete(w.general, k)
+		return false
+	}
+	w.see(k, d.source.Offset)
+	if !d.edit.Specific {
+		w.general[k] = len(w.held)
+	}
+	return false
+}
+
+func (h *held) count() count {
+	return count{Month: h.at.month, Product: string(h.envelope.Product), Kind: h.kind}
+}
+
+func (w *Writer) document(d *document, h *held) {
+	rows, id := w.inApp[h.at], uuid.NewString()
+	h.row, h.rows = len(rows), len(d.parts)
+	for i, p := range d.parts {
 		rows = append(rows, Row{
-			ID: id, Part: int32(i), Product: string(r.Product()), Kind: r.Kind(), Role: p.Role, Format: p.Format.String(),
-			Text: string(p.Text), Month: month, ScrubVersion: scrub.Version,
+			ID: id, Part: int32(i), Product: string(d.envelope.Product), Kind: d.kind, Role: p.Role, Format: p.Format.String(),
+			Text: string(p.Text), Month: h.at.month, ScrubVersion: scrub.Version,
 		})
 		w.bytes += int64(len(p.Text)) + rowBytes
 	}
-	w.inApp[to] = rows
+	w.inApp[h.at] = rows
 	w.sums.InApp.Documents++
-	w.sums.InApp.Rows += int64(len(r.Parts()))
-	for l, n := range r.Counts() {
+	w.sums.InApp.Rows += int64(len(d.parts))
+	for l, n := range d.spans {
 		if n > 0 {
 			w.sums.Spans[scrub.Label(l).String()] += int64(n)
 		}
 	}
+}
+
+// withdraw takes a record out of streams that it feeds, and counts it as
+// dropped from them.
+func (w *Writer) withdraw(h *held, streams schema.Streams, why schema.Withheld) {
+	streams &= h.streams
+	h.streams &^= streams
+	if streams&schema.InApp != 0 {
+		rows := w.inApp[h.at][h.row : h.row+h.rows]
+		for i := range rows {
+			w.bytes -= int64(len(rows[i].Text))
+			rows[i] = Row{} // left out by attempt
+		}
+		w.sums.InApp.Documents--
+		w.sums.InApp.Rows -= int64(h.rows)
+		for l, n := range h.spans {
+			if n > 0 {
+				subtract(w.sums.Spans, scrub.Label(l).String(), int64(n))
+			}
+		}
+		w.drop(h.source, w.sums.InApp.Drops, why.InApp)
+	}
+	if streams&schema.Metadata != 0 {
+		w.sums.Metadata.Counted--
+		subtract(w.counts, h.count(), 1)
+		w.drop(h.source, w.sums.Metadata.Drops, why.Metadata)
+	}
+}
+
+// subtract takes n off a count, and the count away when nothing is left.
+func subtract[K comparable](m map[K]int64, k K, n int64) {
+	if m[k] -= n; m[k] == 0 {
+		delete(m, k)
+	}
+}
+
+// review asks the policy again about every record of the batch, takes out what
+// it no longer admits, and reports whether there was any. It sets the
+// provenance to the offset that all that is left obeys.
+func (w *Writer) review() (changed bool) {
+	c := &w.options.Consent
+	if c.Decide == nil {
+		return false
+	}
+	// The offset first: what Decide obeys by then is at least that far.
+	w.options.Provenance.TenantsOffset = c.Offset()
+	for i := range w.held {
+		h := &w.held[i]
+		if h.streams == 0 {
+			continue
+		}
+		streams, why := c.Decide(h.envelope)
+		if h.streams&^streams != 0 {
+			w.withdraw(h, h.streams&^streams, why)
+			changed = true
+		}
+	}
+	return changed
 }
 
 // drop counts one stream of a record that was already taken.
@@ -259,24 +460,9 @@ func (w *Writer) Commit(last int64) (Commit, error) {
 	case last < w.last:
 		return Commit{}, fmt.Errorf("batch: %v: commit to %d, but %d was added", w.partition, last, w.last)
 	}
-	c := w.sums
-	c.Version, c.Topic, c.TopicID, c.Partition = Version, w.partition.Topic, w.options.TopicID, w.partition.Partition
-	c.Start, c.End, c.Genesis = w.start, last+1, w.genesis
-	c.Attempt, c.Created = uuid.NewString(), time.Now().UTC().Truncate(time.Second)
-	c.Format, c.Files, c.Provenance, c.ScrubVersion = w.options.Format, []File{}, w.options.Provenance, scrub.Version
-	c.Holes = c.End - c.Start - c.Records
-
-	linked := false // or it can't be told
-	err := w.writeFiles(&c)
-	if err == nil {
-		err = w.store.create(&c)
-		linked = !errors.Is(err, ErrCommitted)
-	}
+	c, err := w.commit(last)
 	if err != nil {
-		if !linked {
-			err = errors.Join(err, w.store.remove(c.Files))
-		}
-		w.err = fmt.Errorf("commit %v [%d, %d): %w", w.partition, c.Start, c.End, err)
+		w.err = fmt.Errorf("commit %v [%d, %d): %w", w.partition, w.start, last+1, err)
 		return Commit{}, w.err
 	}
 	w.genesis = false
@@ -284,81 +470,130 @@ func (w *Writer) Commit(last int64) (Commit, error) {
 	return c, nil
 }
 
-// writeFiles writes the commit's data files and makes them durable, with every
-// directory that leads to them and to the commit.
-func (w *Writer) writeFiles(c *Commit) error {
+func (w *Writer) commit(last int64) (Commit, error) {
+	ctx := context.Background() // a commit that has begun is not given up half-way
+	w.review()
+	for {
+		c, rows := w.attempt(last)
+		err := w.writeFiles(ctx, &c, rows)
+		if err == nil && w.review() {
+			// A change that arrived while the files were written bites before
+			// the commit. Each turn takes a record out, so this ends.
+			if err = w.abandon(ctx, &c); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return c, errors.Join(err, w.abandon(ctx, &c))
+		}
+		c.Provenance = w.options.Provenance
+		switch err := w.store.create(ctx, &c); {
+		case err == nil:
+			// The commit is durable. If this fails, Sweep does it.
+			_ = w.store.storage.remove(ctx, c.intentFile())
+			return c, nil
+		case errors.Is(err, ErrCommitted):
+			return c, errors.Join(err, w.abandon(ctx, &c))
+		default:
+			return c, err // our commit may stand, and names the files
+		}
+	}
+}
+
+func (w *Writer) abandon(ctx context.Context, c *Commit) error {
+	var files []string
+	for _, f := range c.Files {
+		files = append(files, f.Path)
+	}
+	return w.store.abandon(ctx, c.intentFile(), files)
+}
+
+// attempt returns the commit of a new try, its files named but not yet made,
+// and the rows of its in-app files, which lead the list.
+func (w *Writer) attempt(last int64) (Commit, [][]Row) {
+	c := w.sums
+	c.Version, c.Topic, c.TopicID, c.Partition = Version, w.partition.Topic, w.options.TopicID, w.partition.Partition
+	c.Start, c.End, c.Genesis = w.start, last+1, w.genesis
+	c.Attempt, c.Created = uuid.NewString(), time.Now().UTC().Truncate(time.Second)
+	c.Format, c.Files, c.Provenance, c.ScrubVersion = w.options.Format, []File{}, w.options.Provenance, scrub.Version
+	c.Holes = c.End - c.Start - c.Records
+	name := func(f File) {
+		f.Path = c.path(&f, c.Attempt)
+		c.Files = append(c.Files, f)
+	}
+	var inApp [][]Row
 	for _, to := range slices.SortedFunc(maps.Keys(w.inApp), func(a, b place) int {
 		return cmp.Or(cmp.Compare(a.region, b.region), cmp.Compare(a.month, b.month))
 	}) {
 		rows := w.inApp[to]
-		b, err := w.encoder.encodeRows(c.Format, rows)
-		if err == nil {
-			err = w.writeFile(c, File{Stream: StreamInApp, Region: to.region, Month: to.month, Rows: int64(len(rows))}, b)
+		if withdrawn := func(r Row) bool { return r.ID == "" }; slices.ContainsFunc(rows, withdrawn) {
+			rows = slices.DeleteFunc(slices.Clone(rows), withdrawn) // those of held stay where it says
 		}
-		if err != nil {
-			return err
+		if len(rows) > 0 {
+			inApp = append(inApp, rows)
+			name(File{Stream: StreamInApp, Region: to.region, Month: to.month, Rows: int64(len(rows))})
 		}
 	}
-	reach("one-stream-written")
-	windows := map[string][]count{}
-	for k, n := range w.counts {
-		k.Count = n
-		windows[k.Month] = append(windows[k.Month], k)
+	months := map[string]int64{}
+	for k := range w.counts {
+		months[k.Month]++
 	}
-	for _, month := range slices.Sorted(maps.Keys(windows)) {
-		rows := windows[month]
-		slices.SortFunc(rows, func(a, b count) int {
-			return cmp.Or(cmp.Compare(a.Product, b.Product), cmp.Compare(a.Kind, b.Kind))
-		})
-		b, err := w.encoder.encodeCounts(c.Format, rows)
-		if err == nil {
-			err = w.writeFile(c, File{Stream: StreamMetadata, Month: month, Rows: int64(len(rows))}, b)
-		}
-		if err != nil {
-			return err
-		}
+	for _, m := range slices.Sorted(maps.Keys(months)) {
+		name(File{Stream: StreamMetadata, Month: m, Rows: months[m]})
 	}
 	if w.rejects > 0 {
-		if err := w.writeFile(c, File{Stream: StreamQuarantine, Rows: w.rejects}, w.quarantine.Bytes()); err != nil {
+		name(File{Stream: StreamQuarantine, Rows: w.rejects})
+	}
+	if len(w.seen) > 0 {
+		name(File{Stream: StreamSeen, Rows: int64(len(w.seen))})
+	}
+	return c, inApp
+}
+
+// writeFiles writes the commit's data files and makes them durable, after the
+// intent that lists them.
+func (w *Writer) writeFiles(ctx context.Context, c *Commit, inApp [][]Row) error {
+	if err := w.store.intend(ctx, c); err != nil {
+		return err
+	}
+	var names []string
+	for i := range c.Files {
+		f := &c.Files[i]
+		var b []byte
+		var err error
+		switch f.Stream {
+		case StreamInApp:
+			b, err = w.encoder.encodeRows(c.Format, inApp[i])
+		case StreamMetadata:
+			b, err = w.encoder.encodeCounts(c.Format, w.countsOf(f.Month))
+		case StreamQuarantine:
+			b = w.quarantine.Bytes()
+		case StreamSeen:
+			b = appendSeen(nil, c.Start, w.seen)
+		}
+		if err != nil {
 			return err
 		}
+		sum := sha256.Sum256(b)
+		f.Bytes, f.SHA256 = int64(len(b)), hex.EncodeToString(sum[:])
+		if err := w.store.storage.write(ctx, f.Path, b); err != nil {
+			return err
+		}
+		names = append(names, f.Path)
 	}
-	dirs := []string{w.partition.commits()}
-	if err := os.MkdirAll(w.store.abs(dirs[0]), 0o755); err != nil {
-		return err
-	}
-	for _, f := range c.Files {
-		dirs = append(dirs, path.Dir(f.Path))
-	}
-	reach("data-before-dirsync")
-	if err := w.store.syncDirs(dirs); err != nil {
-		return err
-	}
-	reach("data-after-dirsync")
-	return nil
+	return w.store.storage.settle(ctx, names...)
 }
 
-// writeFile writes one data file under the name that belongs to this attempt
-// alone, and enters it in the commit, before it writes, so that a failure
-// leaves nothing that is not listed.
-func (w *Writer) writeFile(c *Commit, f File, b []byte) error {
-	sum := sha256.Sum256(b)
-	f.Path, f.Bytes, f.SHA256 = c.path(&f), int64(len(b)), hex.EncodeToString(sum[:])
-	c.Files = append(c.Files, f)
-	name := w.store.abs(f.Path)
-	if err := os.MkdirAll(w.store.abs(path.Dir(f.Path)), 0o755); err != nil {
-		return err
-	}
-	return writeFile(name, b, "data")
-}
-
-// remove removes the files of an attempt that did not and can not commit.
-func (s *Store) remove(files []File) error {
-	var errs []error
-	for _, f := range files {
-		if err := os.Remove(s.abs(f.Path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+// countsOf returns the rows of one month's metadata file.
+func (w *Writer) countsOf(month string) (rows []count) {
+	for k, n := range w.counts {
+		if k.Month == month {
+			k.Count = n
+			rows = append(rows, k)
 		}
 	}
-	return errors.Join(errs...)
+	slices.SortFunc(rows, func(a, b count) int {
+		return cmp.Or(cmp.Compare(a.Product, b.Product), cmp.Compare(a.Kind, b.Kind))
+	})
+	return rows
 }

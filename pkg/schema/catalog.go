@@ -47,8 +47,9 @@ type Field struct {
 
 // form is one form that a record arrives in, with its catalog.
 type form struct {
-	kind    string // what the document is
-	entity  string // path of the id of what the event is about
+	kind    string   // what the document is
+	entity  []string // paths of the id by which events are kept in order; the first that is there counts
+	comment string   // path of the comment that a webhook tells of
 	hosts   []string
 	project string
 	issue   string // path of an issue key, which begins with the project's
@@ -201,45 +202,47 @@ var forms = func() map[string]*form {
 		}
 	}
 	const project = "fields.project.key"
-	add(form{kind: "issue", entity: "id", hosts: []string{"self"}, project: project, issue: "key", fields: issueFields},
+	add(form{kind: "issue", entity: []string{"id"}, hosts: []string{"self"}, project: project, issue: "key", fields: issueFields},
 		"jira.rest.issue")
-	add(form{kind: "comment", entity: "id", hosts: []string{"self", "_links.self"}, fields: commentFields},
+	add(form{kind: "comment", entity: []string{"id"}, hosts: []string{"self", "_links.self"}, fields: commentFields},
 		"jira.rest.comment", "jira.rest.request_comment")
-	add(form{kind: "worklog", entity: "id", hosts: []string{"self"}, fields: worklogFields},
+	add(form{kind: "worklog", entity: []string{"id"}, hosts: []string{"self"}, fields: worklogFields},
 		"jira.rest.worklog")
-	add(form{kind: "sprint", entity: "id", hosts: []string{"self"}, fields: sprintFields},
+	add(form{kind: "sprint", entity: []string{"id"}, hosts: []string{"self"}, fields: sprintFields},
 		"jira.rest.sprint")
-	add(form{kind: "request", entity: "issueId", issue: "issueKey", hosts: []string{"_links.self", "_links.jiraRest", "_links.web"}, fields: requestFields},
+	add(form{kind: "request", entity: []string{"issueId"}, issue: "issueKey", hosts: []string{"_links.self", "_links.jiraRest", "_links.web"}, fields: requestFields},
 		"jira.rest.request")
 	// Older servers put a comment beside the issue in issue_updated.
-	add(form{kind: "issue", entity: "issue.id", hosts: []string{"issue.self", "comment.self", "user.self"}, project: "issue." + project, issue: "issue.key",
+	add(form{kind: "issue", entity: []string{"issue.id"}, comment: "comment", hosts: []string{"issue.self", "comment.self", "user.self"}, project: "issue." + project, issue: "issue.key",
 		fields: at("", at("issue.", issueFields), at("comment.", commentFields), changeFields)},
 		"jira.webhook.issue_created", "jira.webhook.issue_updated", "jira.webhook.issue_deleted")
-	add(form{kind: "comment", entity: "comment.id", hosts: []string{"comment.self", "issue.self", "user.self"}, project: "issue." + project, issue: "issue.key",
+	// By the issue, so that a comment and the issue_updated that repeats it meet
+	// on one partition.
+	add(form{kind: "comment", entity: []string{"issue.id", "comment.id"}, comment: "comment", hosts: []string{"comment.self", "issue.self", "user.self"}, project: "issue." + project, issue: "issue.key",
 		fields: at("", at("comment.", commentFields), []Field{{Path: "issue", Class: Identifier}}, changeFields)},
 		"jira.webhook.comment_created", "jira.webhook.comment_updated", "jira.webhook.comment_deleted")
-	add(form{kind: "worklog", entity: "worklog.id", hosts: []string{"worklog.self", "issue.self", "user.self"}, project: "issue." + project, issue: "issue.key",
+	add(form{kind: "worklog", entity: []string{"worklog.id"}, hosts: []string{"worklog.self", "issue.self", "user.self"}, project: "issue." + project, issue: "issue.key",
 		fields: at("", at("worklog.", worklogFields), []Field{{Path: "issue", Class: Identifier}}, changeFields)},
 		"jira.webhook.worklog_created", "jira.webhook.worklog_updated", "jira.webhook.worklog_deleted")
-	add(form{kind: "sprint", entity: "sprint.id", hosts: []string{"sprint.self"},
+	add(form{kind: "sprint", entity: []string{"sprint.id"}, hosts: []string{"sprint.self"},
 		fields: at("", at("sprint.", sprintFields), at("oldValue.", sprintFields))},
 		"jira.webhook.sprint_created", "jira.webhook.sprint_updated", "jira.webhook.sprint_started", "jira.webhook.sprint_closed", "jira.webhook.sprint_deleted")
 
 	for _, k := range []string{"page", "blogpost"} {
-		add(form{kind: k, entity: "id", hosts: confluenceHosts, space: "space.key", fields: pageFields}, "confluence.rest."+k)
+		add(form{kind: k, entity: []string{"id"}, hosts: confluenceHosts, space: "space.key", fields: pageFields}, "confluence.rest."+k)
 	}
-	add(form{kind: "comment", entity: "id", hosts: confluenceHosts, fields: pageCommentFields}, "confluence.rest.comment")
+	add(form{kind: "comment", entity: []string{"id"}, hosts: confluenceHosts, fields: pageCommentFields}, "confluence.rest.comment")
 	for _, k := range []string{"page", "blog", "blogpost"} {
 		kind := "page"
 		if k != "page" {
 			kind = "blogpost"
 		}
-		add(form{kind: kind, entity: k + ".id", hosts: []string{k + ".self"}, space: k + ".spaceKey",
+		add(form{kind: kind, entity: []string{k + ".id"}, hosts: []string{k + ".self"}, space: k + ".spaceKey",
 			fields: at("", at(k+".", []Field{{Path: "title", Class: Content, Role: "title", Format: Plain}, {Path: "self", Class: Identifier}, {Path: "spaceKey", Class: Identifier}}))},
 			"confluence.webhook."+k)
 	}
 	// The body of a comment is not in its webhook.
-	add(form{kind: "comment", entity: "comment.id", hosts: []string{"comment.self", "comment.parent.self"}, space: "comment.spaceKey",
+	add(form{kind: "comment", entity: []string{"comment.id"}, hosts: []string{"comment.self", "comment.parent.self"}, space: "comment.spaceKey",
 		fields: []Field{{Path: "comment", Class: Identifier}}},
 		"confluence.webhook.comment")
 	return m

@@ -75,7 +75,7 @@ func TestCatalogRows(t *testing.T) {
 		}
 		require.Len(t, f.content, contents, typ)
 		// What is read for the gate, the key and the host must never be content.
-		for _, p := range append([]string{f.entity, f.project, f.space, f.issue}, f.hosts...) {
+		for _, p := range slices.Concat([]string{f.project, f.space, f.issue}, f.entity, f.hosts) {
 			require.NotEqual(t, Content, Classify(typ, p), "%s %s", typ, p)
 		}
 	}

@@ -7,6 +7,8 @@
 package schema
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -90,6 +92,8 @@ const (
 	ReasonNoTime         Reason = "no_event_time"    // a webhook without a usable timestamp
 	ReasonNotJSON        Reason = "not_a_json_file"  // a file that is no form the doors read
 	ReasonUnreadable     Reason = "unreadable_file"  // a file that ends in a read or decompression error
+	ReasonRepeat         Reason = "repeated_event"   // an event of this id is in the dataset (package batch)
+	ReasonToldTwice      Reason = "told_twice"       // another event told of the same change (package batch)
 	ReasonInternal       Reason = "internal_failure" // our own fault (a recovered panic); see the log
 )
 
@@ -142,6 +146,21 @@ type Envelope struct {
 	Project string // project key, for scope exclusions (row 20)
 	Space   string // space key, likewise
 	App     string // app key, likewise
+}
+
+// Key identifies the event among all events, by its tenant and its id: 128 bits
+// of a SHA-256, so two events share one by no accident, and no tenant can name
+// another's.
+func (e *Envelope) Key() [16]byte { return hash("event", e.Tenant, e.ID) }
+
+// hash returns 128 bits of the SHA-256 of the words, each behind its length.
+func hash(words ...string) [16]byte {
+	var b []byte
+	for _, w := range words {
+		b = append(binary.AppendUvarint(b, uint64(len(w))), w...)
+	}
+	sum := sha256.Sum256(b)
+	return [16]byte(sum[:])
 }
 
 // Event is one record: its envelope, its coordinates and its raw value.

@@ -90,6 +90,32 @@ func (e *Event) Kind() string {
 // one row in document order. They are valid until the next Parse.
 func (e *Event) Texts() []Text { return e.texts }
 
+// Edit is a change of one text that more than one event may tell of. The zero
+// Edit is that of an event whose text no other tells.
+type Edit struct {
+	Key      [16]byte
+	Specific bool // the event is about this text alone, not about what it is part of
+}
+
+// Edit returns the change that a parsed event tells of. Jira reports a new or
+// edited comment by comment_created or comment_updated and, with the comment
+// beside the issue, by issue_updated.
+func (e *Event) Edit() Edit {
+	if e.form == nil || e.form.comment == "" {
+		return Edit{}
+	}
+	c := walk(e.doc.Root(), e.form.comment)
+	id, at := c.Get("id").Scalar(), c.Get("updated").Bytes()
+	if len(id) == 0 {
+		return Edit{}
+	}
+	body := ""
+	if len(at) == 0 { // then the text tells one edit from the next
+		body = string(c.Get("body").Raw())
+	}
+	return Edit{hash("comment", string(e.Product), e.Tenant, string(id), string(at), body), e.form.kind == "comment"}
+}
+
 // walk follows a dotted path without arrays; the empty path is missing.
 func walk(v Value, path string) Value {
 	if path == "" {

@@ -169,7 +169,12 @@ func hasControl(b []byte) bool {
 
 func describe(v Value, name string, at time.Time) Item {
 	f := forms[name]
-	it := Item{Value: v.Raw(), Entity: string(walk(v, f.entity).Scalar())}
+	it := Item{Value: v.Raw()}
+	for _, p := range f.entity {
+		if it.Entity = string(walk(v, p).Scalar()); it.Entity != "" {
+			break
+		}
+	}
 	it.Type, it.Time = TypePrefix+name, at
 	it.Product = Jira
 	switch {

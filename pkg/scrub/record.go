@@ -1,10 +1,6 @@
 package scrub
 
-import (
-	"time"
-
-	"winnow/pkg/schema"
-)
+import "winnow/pkg/schema"
 
 // Record is one scrubbed document: the only thing that package batch writes.
 // Only Scrubber.Record makes a Record that is not zero, and batch refuses the
@@ -13,10 +9,10 @@ import (
 // The texts belong to the Scrubber and are valid until its next call.
 type Record struct {
 	source   schema.Source
-	product  schema.Product
+	envelope schema.Envelope
+	edit     schema.Edit
 	kind     string
 	region   string
-	time     time.Time
 	streams  schema.Streams
 	withheld schema.Withheld
 	parts    []Part
@@ -33,8 +29,12 @@ type Part struct {
 // Source returns the coordinates of the event that the record was made of.
 func (r *Record) Source() schema.Source { return r.source }
 
-// Product returns the product of the event.
-func (r *Record) Product() schema.Product { return r.product }
+// Envelope returns what the event's headers and ids say, by which the gate
+// decides. None of it is for output.
+func (r *Record) Envelope() schema.Envelope { return r.envelope }
+
+// Edit returns the change that the event tells of.
+func (r *Record) Edit() schema.Edit { return r.edit }
 
 // Kind returns what the document is: issue, comment, worklog, page, blogpost,
 // sprint and so on, in the words of the readers of package schema.
@@ -42,12 +42,6 @@ func (r *Record) Kind() string { return r.kind }
 
 // Region returns the data residency that the document must stay in.
 func (r *Record) Region() string { return r.region }
-
-// Month returns the first instant of the event's calendar month, UTC. Nothing
-// finer than the month leaves.
-func (r *Record) Month() time.Time {
-	return time.Date(r.time.Year(), r.time.Month(), 1, 0, 0, 0, 0, time.UTC)
-}
 
 // Streams returns the streams that the record may feed; zero for a zero
 // Record.

@@ -217,10 +217,10 @@ func (s *Scrubber) Record(e *schema.Event) (Record, error) {
 	}
 	r := Record{
 		source:   e.Source,
-		product:  e.Product,
+		envelope: e.Envelope,
+		edit:     e.Edit(),
 		kind:     e.Kind(),
 		region:   e.Region,
-		time:     e.Time,
 		streams:  e.Streams,
 		withheld: e.Withheld,
 	}

@@ -265,7 +265,7 @@ func TestRecord(t *testing.T) {
 	require.Equal(t, "issue", r.Kind())
 	require.Equal(t, "eu", r.Region())
 	require.Equal(t, e.Source, r.Source())
-	require.Equal(t, time.Date(2026, 9, 1, 0, 0, 0, 0, time.UTC), r.Month())
+	require.Equal(t, e.Envelope, r.Envelope())
 	var got []string
 	for _, p := range r.Parts() {
 		got = append(got, p.Role+" "+p.Format.String()+" "+string(p.Text))
