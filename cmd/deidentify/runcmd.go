@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"log/slog"
+	"time"
 
 	"winnow/internal/ingest"
 	"winnow/internal/kafkaio"
@@ -10,30 +13,43 @@ import (
 )
 
 type runCmd struct {
-	Brokers       []string     `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
-	Out           string       `required:"" help:"Directory of the data set; made when it does not exist, gone on with when it does." type:"path"`
-	Topic         string       `default:"events" help:"Topic of events."`
-	TenantsTopic  string       `default:"tenants" help:"Compacted topic of tenant records, keyed by tenant."`
-	Group         string       `default:"winnow" help:"Consumer group."`
-	Format        batch.Format `enum:"parquet,jsonl" default:"parquet" help:"Format of data files: parquet or jsonl (zstd JSON Lines)."`
-	UnsetSettings gate.Unset   `enum:"closed,vendor" default:"closed" help:"Reading of settings that nobody has set: closed, or the vendor's published defaults. Recorded in every commit."`
-	LogLevel      slog.Level   `default:"INFO" help:"DEBUG, INFO, WARN or ERROR. No level logs content."`
-	flushLimits   `embed:""`
+	Brokers        []string      `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
+	Out            string        `required:"" help:"Directory of the data set; made when it does not exist, gone on with when it does." type:"path"`
+	Topic          string        `default:"events" help:"Topic of events."`
+	TenantsTopic   string        `default:"tenants" help:"Compacted topic of tenant records, keyed by tenant."`
+	Group          string        `default:"winnow" help:"Consumer group."`
+	Format         batch.Format  `enum:"parquet,jsonl" default:"parquet" help:"Format of data files: parquet or jsonl (zstd JSON Lines)."`
+	UnsetSettings  gate.Unset    `enum:"closed,vendor" default:"closed" help:"Reading of settings that nobody has set: closed, or the vendor's published defaults. Recorded in every commit."`
+	SessionTimeout time.Duration `default:"30s" help:"A worker that the group does not hear from for this long loses its partitions to the others."`
+	LogLevel       slog.Level    `default:"INFO" help:"DEBUG, INFO, WARN or ERROR. No level logs content."`
+	flushLimits    `embed:""`
 }
 
 func (c *runCmd) Run(s *session) error {
+	err := c.run(s)
+	if errors.Is(err, context.Canceled) && s.ctx.Err() != nil {
+		return nil // asked to stop before it had begun: there was nothing to commit
+	}
+	return err
+}
+
+func (c *runCmd) run(s *session) error {
 	log := slog.New(slog.NewTextHandler(s.stderr, &slog.HandlerOptions{Level: c.LogLevel}))
 	store, err := batch.Create(c.Out)
 	if err != nil {
 		return err
 	}
-	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow", OnRetry: func(err error) {
+	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow", SessionTimeout: c.SessionTimeout, OnRetry: func(err error) {
 		log.Warn("the brokers do not answer as they should; trying again", "error", err)
 	}})
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	log.Info("probing the store", "out", store.String())
+	if err := store.Probe(s.ctx); err != nil {
+		return err
+	}
 	policy, offset, err := readPolicy(s.ctx, client, c.TenantsTopic, gate.Options{Unset: c.UnsetSettings})
 	if err != nil {
 		return err
