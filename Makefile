@@ -1,9 +1,11 @@
-# Everything here needs Go, gcc, make and git; nothing needs Docker or a JVM.
+# Everything here needs Go, gcc, make and git; test-kafka and chaos also
+# need Java 17 and Maven. Nothing needs Docker.
 GO      ?= go
 OUT     ?= out
 FUZZTIME ?= 30s
+TAGS = corpora,kafka,bench
 
-.PHONY: run test race lint fuzz bench test-corpora want
+.PHONY: run test test-kafka race lint fuzz bench chaos test-corpora want
 
 run: ## carry the fixtures through the whole line, embedded broker included
 	rm -rf $(OUT)/fixtures
@@ -12,15 +14,23 @@ run: ## carry the fixtures through the whole line, embedded broker included
 
 test: ## all tests that need nothing else; -count=1, for some start processes
 	$(GO) vet ./...
+	cd internal/testkit/s3/server && $(GO) tool -n server >/dev/null # build it once, before packages that use it run side by side
 	$(GO) test -count=1 ./...
 
-race: ## the same under the race detector
-	$(GO) test -race -count=1 ./...
+test-kafka: ## the tests that need Apache Kafka; KAFKA_BROKERS names a cluster to use, or one is started
+	$(GO) test -count=1 -tags kafka -run Apache -v -p 1 -timeout 30m ./internal/testkit/apache ./internal/kafkaio ./cmd/deidentify
+
+race: ## make test under the race detector, with a shorter chaos
+	CHAOS=$${CHAOS:-15s} $(GO) test -race -count=1 -timeout 20m ./...
+
+chaos: ## ten minutes of kills, zombies and lost races, then the same on Apache Kafka
+	CHAOS=$${CHAOS:-10m} $(GO) test -count=1 -run 'TestChaos$$' -v -timeout 60m ./cmd/deidentify
+	CHAOS=$${CHAOS:-10m} $(GO) test -count=1 -tags kafka -run 'TestOwnKafkaChaos$$' -v -timeout 60m ./cmd/deidentify
 
 lint: ## formatting, vet, staticcheck, tidy module
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run gofmt -w on these"; exit 1; }
-	$(GO) vet -tags corpora ./...
-	$(GO) tool staticcheck -tags corpora ./...
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) tool staticcheck -tags $(TAGS) ./...
 	$(GO) mod tidy -diff
 
 fuzz: ## every fuzz target for FUZZTIME
@@ -29,8 +39,8 @@ fuzz: ## every fuzz target for FUZZTIME
 	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
 	  done; done
 
-bench: ## every benchmark; GO bench format on stdout, for benchstat
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: ## every benchmark; GO bench format on stdout, for benchstat. BENCH=Line is the whole line beside its peer
+	$(GO) test -tags bench -run '^$$' -bench '$(or $(BENCH),.)' -benchmem -timeout 60m ./...
 
 test-corpora: ## the tests that read real records; CORPORA names their folder
 	@test -d "$(CORPORA)" || { echo "set CORPORA to the folder of real records"; exit 1; }

@@ -370,7 +370,7 @@ func (c *chaos) keep(ctx context.Context, rng *rand.Rand) {
 				_ = cmd.Process.Kill()
 				<-done
 				return
-			case <-time.After(upTo(rng, 4 * time.Second)):
+			case <-time.After(upTo(rng, 4*time.Second)):
 				// Whoever stopped itself becomes a zombie now; others are hit.
 				switch x := rng.IntN(20); {
 				case x < 2:

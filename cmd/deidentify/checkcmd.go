@@ -8,7 +8,7 @@ import (
 )
 
 type checkCmd struct {
-	Dir string `arg:"" help:"Directory of the data set." type:"existingdir"`
+	Dir string `arg:"" name:"dir|s3://bucket/prefix" help:"The data set."`
 }
 
 func (c *checkCmd) Run(s *session) error {
@@ -21,8 +21,8 @@ func (c *checkCmd) Run(s *session) error {
 		return err
 	}
 	t := tabwriter.NewWriter(s.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "partitions\t%d\ncommits\t%d\nfiles\t%d\ndocuments\t%d\nrows\t%d\nbytes\t%s\norphan files\t%d\n",
-		r.Partitions, r.Commits, r.Files, r.Documents, r.Rows, bytesOf(r.Bytes), r.Orphans)
+	fmt.Fprintf(t, "partitions\t%d\ncommits\t%d\nfiles\t%d\ndocuments\t%d\nrows\t%d\nbytes\t%s\nrewritten commits\t%d\norphan files\t%d\n",
+		r.Partitions, r.Commits, r.Files, r.Documents, r.Rows, bytesOf(r.Bytes), r.Generations, r.Orphans)
 	if err := t.Flush(); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ import (
 
 type replayCmd struct {
 	Paths         []string         `arg:"" name:"path" help:"Files or directories of records: .json, .jsonl, .ndjson, each also .zst or .gz."`
-	Out           string           `required:"" help:"Directory of the data set to make; it must be new or empty." type:"path"`
+	Out           string           `required:"" placeholder:"DIR|s3://BUCKET/PREFIX" help:"The data set to make; the place must be new or empty."`
 	Tenants       string           `help:"File of tenant records, one JSON object a line." type:"existingfile"`
 	AssumeConsent bool             `help:"The records are your own: those that carry no tenant belong to a built-in tenant that has agreed to everything. Recorded in every commit."`
 	EventTime     ingest.EventTime `enum:"record,replay" default:"record" help:"Time of an event: of the record (a webhook's timestamp; the replay's for a REST export), or of the replay for all, which needs --assume-consent. Recorded in every commit."`

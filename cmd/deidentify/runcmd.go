@@ -13,16 +13,16 @@ import (
 )
 
 type runCmd struct {
-	Brokers        []string      `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
-	Out            string        `required:"" help:"Directory of the data set; made when it does not exist, gone on with when it does." type:"path"`
-	Topic          string        `default:"events" help:"Topic of events."`
-	TenantsTopic   string        `default:"tenants" help:"Compacted topic of tenant records, keyed by tenant."`
-	Group          string        `default:"winnow" help:"Consumer group."`
-	Format         batch.Format  `enum:"parquet,jsonl" default:"parquet" help:"Format of data files: parquet or jsonl (zstd JSON Lines)."`
-	UnsetSettings  gate.Unset    `enum:"closed,vendor" default:"closed" help:"Reading of settings that nobody has set: closed, or the vendor's published defaults. Recorded in every commit."`
-	SessionTimeout time.Duration `default:"30s" help:"A worker that the group does not hear from for this long loses its partitions to the others."`
-	LogLevel       slog.Level    `default:"INFO" help:"DEBUG, INFO, WARN or ERROR. No level logs content."`
-	flushLimits    `embed:""`
+	Out             string        `required:"" placeholder:"DIR|s3://BUCKET/PREFIX" help:"The data set; made when it does not exist, gone on with when it does. Credentials of a bucket come from where the AWS tools look for them; ?region=, ?endpoint= and ?use_path_style=true may follow."`
+	Topic           string        `default:"events" help:"Topic of events."`
+	TenantsTopic    string        `default:"tenants" help:"Compacted topic of tenant records, keyed by tenant."`
+	Group           string        `default:"winnow" help:"Consumer group."`
+	Format          batch.Format  `enum:"parquet,jsonl" default:"parquet" help:"Format of data files: parquet or jsonl (zstd JSON Lines)."`
+	UnsetSettings   gate.Unset    `enum:"closed,vendor" default:"closed" help:"Reading of settings that nobody has set: closed, or the vendor's published defaults. Recorded in every commit."`
+	SessionTimeout  time.Duration `default:"30s" help:"A worker that the group does not hear from for this long loses its partitions to the others."`
+	LogLevel        slog.Level    `default:"INFO" help:"DEBUG, INFO, WARN or ERROR. No level logs content."`
+	flushLimits     `embed:""`
+	kafkaio.Connect `embed:""`
 }
 
 func (c *runCmd) Run(s *session) error {
@@ -39,7 +39,7 @@ func (c *runCmd) run(s *session) error {
 	if err != nil {
 		return err
 	}
-	client, err := kafkaio.Dial(c.Brokers, kafkaio.Options{ClientID: "winnow", SessionTimeout: c.SessionTimeout, OnRetry: func(err error) {
+	client, err := c.Dial(kafkaio.Options{ClientID: "winnow", SessionTimeout: c.SessionTimeout, OnRetry: func(err error) {
 		log.Warn("the brokers do not answer as they should; trying again", "error", err)
 	}})
 	if err != nil {

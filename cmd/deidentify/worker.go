@@ -38,8 +38,11 @@ type worker struct {
 	noted    func(origin string, at schema.Source, err error) // may be nil; see line
 }
 
-// flushLimits end a batch at the first that is reached. Bytes bounds the
-// memory of one partition: a batch holds at most Bytes plus one fetch.
+// flushLimits end a batch at the first that is reached. They bound the memory
+// of one partition: a batch holds at most FlushBytes and one record (8 MiB),
+// and takes as much again, at worst, while it is encoded; a fetch holds 1 MiB
+// as the broker sends it and what that unpacks to; batch.Horizon says what the
+// memory of repeats takes.
 type flushLimits struct {
 	FlushBytes   int64         `default:"33554432" help:"Commit a batch at this many bytes of text."`
 	FlushRecords int64         `default:"10000" help:"Commit a batch at this many records."`
@@ -95,50 +98,69 @@ func (w *worker) sweep(partition int) (pending bool, err error) {
 	return left > 0, err
 }
 
+// consent asks the policy again about what is in a batch, right before it is
+// committed.
+func (w *worker) consent() batch.Consent {
+	return batch.Consent{
+		Offset: func() int64 { return w.opts.Provenance.TenantsOffset },
+		Decide: func(e schema.Envelope) (schema.Streams, schema.Withheld) {
+			d := w.policy.Decide(e, w.now())
+			return d.Streams(), d.Withheld()
+		},
+	}
+}
+
 func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 	p := a.Partition
 	unswept, err := w.sweep(p)
 	if err != nil {
 		return err
 	}
-	wr, err := w.store.Writer(w.topic, p, w.opts)
+	opts := w.opts
+	opts.Consent = w.consent()
+	wr, err := w.store.Writer(w.topic, p, opts)
 	if err != nil {
 		return err
 	}
-	pos := wr.Start()
+	start := wr.Start()
 	r, err := w.client.Offsets(ctx, w.topic, []int{p})
 	if err != nil {
 		return err
 	}
-	if pos == 0 && r[p].Start > 0 {
-		pos = r[p].Start
-		if err := wr.StartAt(pos); err != nil {
+	if start == 0 && r[p].Start > 0 {
+		start = r[p].Start
+		if err := wr.StartAt(start); err != nil {
 			return err
 		}
 	}
 	l := line{policy: w.policy, scrub: scrub.New(), w: wr, log: w.log, noted: w.noted}
 	end, draining := w.drain[p]
-	start := pos
+	pos := start // what lies below it is in the writer or committed
 	var began time.Time
-	var b kafkaio.Batch
-	for {
-		if bytes, records := wr.Buffered(); pos > start && (bytes >= w.flush.FlushBytes || records >= w.flush.FlushRecords ||
-			!began.IsZero() && w.now().Sub(began) >= w.flush.FlushAge || draining && pos >= end || ctx.Err() != nil) {
-			c, err := wr.Commit(pos - 1)
-			if err != nil {
+	commit := func() error {
+		c, err := wr.Commit(pos - 1)
+		if err != nil {
+			return err
+		}
+		w.log.Debug("committed", "topic", w.topic, "partition", p, "start", c.Start, "end", c.End, "documents", c.InApp.Documents)
+		if unswept {
+			if unswept, err = w.sweep(p); err != nil {
 				return err
 			}
-			w.log.Debug("committed", "topic", w.topic, "partition", p, "start", c.Start, "end", c.End, "documents", c.InApp.Documents)
-			if unswept {
-				if unswept, err = w.sweep(p); err != nil {
-					return err
-				}
+		}
+		_ = failpoint.At(failpoint.Point{Op: "hint", Name: a.Topic})
+		if err := a.Hint(pos); err != nil {
+			w.log.Debug("lag hint not taken", "topic", w.topic, "partition", p, "error", err)
+		}
+		start, began = pos, time.Time{}
+		return nil
+	}
+	var b kafkaio.Batch
+	for {
+		if pos > start && (!began.IsZero() && w.now().Sub(began) >= w.flush.FlushAge || draining && pos >= end || ctx.Err() != nil) {
+			if err := commit(); err != nil {
+				return err
 			}
-			_ = failpoint.At(failpoint.Point{Op: "hint", Name: a.Topic})
-			if err := a.Hint(pos); err != nil {
-				w.log.Debug("lag hint not taken", "topic", w.topic, "partition", p, "error", err)
-			}
-			start, began = pos, time.Time{}
 		}
 		if draining && pos >= end {
 			return nil
@@ -146,6 +168,8 @@ func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		// Nothing is fetched while a batch is committed: a slow store slows the
+		// reading of its partition.
 		if err := w.client.Fetch(ctx, w.topic, p, pos, &b); err != nil {
 			if ctx.Err() != nil {
 				continue // commit what is buffered, then leave
@@ -153,17 +177,25 @@ func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 			return err
 		}
 		_ = failpoint.At(failpoint.Point{Op: "polled", Name: a.Topic})
-		if began.IsZero() && b.Next > pos {
-			began = w.now()
-		}
-		now := w.now()
 		for i := range b.Records {
+			now := w.now()
+			if began.IsZero() {
+				began = now
+			}
 			src := schema.Source{Topic: w.topic, Partition: p, Offset: b.Records[i].Offset}
 			if err := l.record(src, &b.Records[i], now); err != nil {
 				return fmt.Errorf("%s: %w", src, err)
 			}
+			pos = src.Offset + 1
+			if bytes, records := wr.Buffered(); bytes >= w.flush.FlushBytes || records >= w.flush.FlushRecords {
+				if err := commit(); err != nil {
+					return err
+				}
+			}
 		}
-		pos = b.Next
+		if pos = b.Next; began.IsZero() && pos > start {
+			began = w.now() // only holes so far
+		}
 		if w.progress != nil {
 			w.progress(int64(len(b.Records)))
 		}

@@ -65,15 +65,15 @@ func options(s *session) kafkaio.Options {
 }
 
 type replayCmd struct {
-	Paths        []string `arg:"" name:"path" help:"Files or directories of records: .json, .jsonl, .ndjson, each also .zst or .gz."`
-	Brokers      []string `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
-	Topic        string   `default:"events" help:"Topic of events; made when absent."`
-	Partitions   int      `default:"12" help:"Partitions of the topic when it is made."`
-	TenantsTopic string   `default:"tenants" help:"Topic of tenant records; names the tenant of a record that carries only its host."`
+	Paths           []string `arg:"" name:"path" help:"Files or directories of records: .json, .jsonl, .ndjson, each also .zst or .gz."`
+	Topic           string   `default:"events" help:"Topic of events; made when absent."`
+	Partitions      int      `default:"12" help:"Partitions of the topic when it is made."`
+	TenantsTopic    string   `default:"tenants" help:"Topic of tenant records; names the tenant of a record that carries only its host."`
+	kafkaio.Connect `embed:""`
 }
 
 func (c *replayCmd) Run(s *session) error {
-	client, err := kafkaio.Dial(c.Brokers, options(s))
+	client, err := c.Dial(options(s))
 	if err != nil {
 		return err
 	}
@@ -107,13 +107,13 @@ func (c *replayCmd) Run(s *session) error {
 }
 
 type tenantsCmd struct {
-	File    string   `arg:"" help:"Tenant records, one JSON object a line." type:"existingfile"`
-	Brokers []string `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
-	Topic   string   `default:"tenants" help:"Compacted topic of tenant records; made when absent."`
+	File            string `arg:"" help:"Tenant records, one JSON object a line." type:"existingfile"`
+	Topic           string `default:"tenants" help:"Compacted topic of tenant records; made when absent."`
+	kafkaio.Connect `embed:""`
 }
 
 func (c *tenantsCmd) Run(s *session) error {
-	client, err := kafkaio.Dial(c.Brokers, options(s))
+	client, err := c.Dial(options(s))
 	if err != nil {
 		return err
 	}

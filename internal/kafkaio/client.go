@@ -15,6 +15,7 @@ package kafkaio
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +29,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/listoffsets"
+	"github.com/segmentio/kafka-go/sasl"
 )
 
 // Header is one message header. It is an alias of an unnamed struct so that
@@ -45,6 +47,8 @@ type Options struct {
 	RequestTimeout  time.Duration // 10 s: for one request and its answer, on top of MaxWait
 	DeliveryTimeout time.Duration // 2 min: how long Produce tries to get a batch acknowledged
 	SessionTimeout  time.Duration // 30 s: a group member silent for longer loses its partitions
+	TLS             *tls.Config   // nil: connections are not encrypted; its ServerName is by default the broker's host
+	Login           *Login        // nil: none
 	OnRetry         func(error)   // nil: called, from any goroutine, with each error that is retried
 }
 
@@ -53,14 +57,22 @@ var ErrUnknownTopic = errors.New("the cluster has no such topic")
 
 // Client speaks to one cluster. It may be used by several goroutines.
 type Client struct {
-	o         Options
+	o         Options // but for the Login, lest it be printed along with the Client
+	login     string  // how the Login prints
 	brokers   []string
 	addr      net.Addr
 	transport *kafka.Transport
 
+	replies sync.Pool // of *reply
+
 	mu      sync.Mutex
 	leaders map[topicPartition]int32
+	queues  map[int32]*fetchQueue // by leader
+	topics  map[string]topicIDs
 }
+
+// topicIDs are the first and the last id that a topic was seen with.
+type topicIDs struct{ first, last string }
 
 type topicPartition struct {
 	topic     string
@@ -89,14 +101,29 @@ func Dial(brokers []string, o Options) (*Client, error) {
 	if o.OnRetry == nil {
 		o.OnRetry = func(error) {}
 	}
+	var mechanism sasl.Mechanism
+	login := ""
+	if o.Login != nil {
+		l, err := *o.Login, error(nil)
+		if mechanism, err = l.mechanism(); err != nil {
+			return nil, fmt.Errorf("kafka: login: %w", err)
+		}
+		mechanism = watched{mechanism}
+		login, o.Login = fmt.Sprint(l), nil
+	}
 	return &Client{
 		o:       o,
+		login:   login,
 		brokers: slices.Clone(brokers),
 		addr:    kafka.TCP(brokers...),
 		// The transport looks its list of brokers up again every few seconds;
 		// which of them leads a partition we find out ourselves (see leader).
-		transport: &kafka.Transport{ClientID: o.ClientID, DialTimeout: o.RequestTimeout, MetadataTTL: 4 * time.Second},
-		leaders:   make(map[topicPartition]int32),
+		transport: &kafka.Transport{
+			ClientID: o.ClientID, DialTimeout: o.RequestTimeout, MetadataTTL: 4 * time.Second, TLS: o.TLS, SASL: mechanism,
+		},
+		leaders: make(map[topicPartition]int32),
+		queues:  make(map[int32]*fetchQueue),
+		topics:  make(map[string]topicIDs),
 	}, nil
 }
 
@@ -123,6 +150,11 @@ func (c *Client) EnsureTopic(ctx context.Context, name string, partitions int, c
 	err := c.retry(ctx, func() error {
 		ctx, cancel := context.WithTimeout(ctx, c.o.RequestTimeout)
 		defer cancel()
+		// Asking first needs no right to create; and kafka-go does not say why
+		// it can't reach the controller.
+		if _, err := c.metadata(ctx, name); !errors.Is(err, kafka.UnknownTopicOrPartition) {
+			return err
+		}
 		kc := kafka.Client{Addr: c.addr, Transport: c.transport, Timeout: c.o.RequestTimeout}
 		res, err := kc.CreateTopics(ctx, &kafka.CreateTopicsRequest{Addr: c.addr, Topics: []kafka.TopicConfig{t}})
 		if err == nil {
@@ -274,8 +306,10 @@ func (e *exchange) Broker(cluster protocol.Cluster) (protocol.Broker, error) {
 func (c *Client) exchange(ctx context.Context, key protocol.ApiKey, node int32, timeout time.Duration, do call) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	_, err := c.transport.RoundTrip(ctx, c.addr, &exchange{key: key, node: node, do: do})
-	return err
+	return watchLogin(ctx, func(ctx context.Context) error {
+		_, err := c.transport.RoundTrip(ctx, c.addr, &exchange{key: key, node: node, do: do})
+		return err
+	})
 }
 
 // atLeader makes a call to the partition's leader and returns what its result
@@ -320,13 +354,27 @@ func (c *Client) leader(ctx context.Context, tp topicPartition, look bool) (int3
 	return c.leaders[tp], nil
 }
 
+// sameTopic returns a *TopicChangedError if the topic was seen with two ids.
+func (c *Client) sameTopic(topic string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ids := c.topics[topic]; ids.first != ids.last {
+		return &TopicChangedError{topic, ids.first, ids.last}
+	}
+	return nil
+}
+
 // retry calls do until it succeeds, fails in a way that waiting won't mend, or
 // ctx ends; then the error is ctx's, along with the one that was being retried.
 func (c *Client) retry(ctx context.Context, do func() error) error {
 	start := time.Now()
 	var last error
+	logins := 0
 	for n := 0; ; n++ {
-		err := do()
+		err := c.explainLogin(do())
+		if logins++; !errors.Is(err, ErrLogin) {
+			logins = 0
+		}
 		switch {
 		case err == nil:
 			return nil
@@ -335,7 +383,7 @@ func (c *Client) retry(ctx context.Context, do func() error) error {
 		// stays unknown does not exist.
 		case errors.Is(err, kafka.UnknownTopicOrPartition) && time.Since(start) > c.o.RequestTimeout:
 			return ErrUnknownTopic
-		case !temporary(err):
+		case !temporary(err), logins == maxLogins:
 			return err
 		default:
 			last = err
@@ -351,14 +399,17 @@ func (c *Client) retry(ctx context.Context, do func() error) error {
 }
 
 // temporary reports whether an error may go away: Kafka calls it retriable, or
-// it is one of the connection rather than of what was asked.
+// it is one of the connection rather than of what was asked. A refused login may
+// (see maxLogins).
 func temporary(err error) bool {
 	var ke kafka.Error
 	var ne net.Error
 	var errno syscall.Errno
 	switch {
+	case hopeless(err):
+		return false
 	case errors.As(err, &ke):
-		return ke.Temporary() || ke == kafka.BrokerNotAvailable || ke == kafka.ReplicaNotAvailable
+		return ke.Temporary() || ke == kafka.BrokerNotAvailable || ke == kafka.ReplicaNotAvailable || ke == ErrLogin
 	case errors.As(err, &ne), errors.As(err, &errno):
 		return true
 	}

@@ -46,7 +46,8 @@ type Batch struct {
 	LastStable    int64    // no record at or above it is readable yet: where an open transaction starts, else HighWatermark
 	LogStart      int64    // the first offset that the partition still holds
 
-	reply   []byte            // the broker's reply; uncompressed records point into it
+	reply   *reply            // the broker's reply, shared with other Batches, or nil
+	borrows bool              // records point into reply: they were not compressed
 	plain   [][]byte          // one decompressed batch each
 	headers []Header          // of all records
 	keys    map[string]string // header keys seen before, so that each is allocated once
@@ -54,6 +55,13 @@ type Batch struct {
 
 func (b *Batch) reset(offset int64) {
 	b.Records, b.headers, b.Next = b.Records[:0], b.headers[:0], offset
+	b.giveBack()
+}
+
+// giveBack ends the use of the reply.
+func (b *Batch) giveBack() {
+	b.reply.release()
+	b.reply, b.borrows = nil, false
 }
 
 const (
@@ -73,7 +81,8 @@ var (
 )
 
 func newDecoder() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxPlain))
+	// The checksum of the batch covers what the frame's own would.
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxPlain), zstd.IgnoreChecksum(true))
 	if err != nil {
 		panic(err) // only for options that contradict each other
 	}
@@ -98,7 +107,7 @@ type decoding struct {
 // bad batch is an error only if it is what Next points to; after good ones it
 // is left for the next fetch, so that what is good gets delivered.
 func (b *Batch) decode(tp topicPartition, set []byte, offset int64, aborted []abortedTxn) error {
-	b.reset(offset)
+	b.Records, b.headers, b.Next = b.Records[:0], b.headers[:0], offset
 	slices.SortFunc(aborted, func(x, y abortedTxn) int { return cmp.Compare(x.First, y.First) })
 	d := decoding{Batch: b, offset: offset, aborted: aborted, open: make(map[int64]bool)}
 	for len(set) > 0 {
@@ -186,6 +195,7 @@ func (d *decoding) batch(set []byte) (n int, next int64, err error) {
 		}
 		return n, next, nil
 	}
+	d.borrows = d.borrows || attrs&attrCodec == 0
 	d.Records = slices.Grow(d.Records, min(count, len(body.b)/7)) // 7: the smallest record
 	prev := base - 1
 	for range count {

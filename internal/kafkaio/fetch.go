@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/protocol/fetch"
 )
 
 // RetentionError says that records were removed before they were read: on a
@@ -40,16 +38,36 @@ func (e *BeyondEndError) Error() string {
 	return fmt.Sprintf("%s/%d@%d: the log ends at %d: it was truncated or the topic was made again", e.Topic, e.Partition, e.Asked, e.End)
 }
 
+// TopicChangedError says that a topic was deleted and made again since this
+// Client first saw it: its offsets mean other records now.
+type TopicChangedError struct {
+	Topic   string
+	Was, Is string // ids, as in TopicInfo
+}
+
+func (e *TopicChangedError) Error() string {
+	return fmt.Sprintf("topic %s was deleted and made again: its id was %s and is %s", e.Topic, e.Was, e.Is)
+}
+
 // Fetch reads the partition from offset on, into b, whose memory it reuses, and
 // moves b.Next past everything that it read: records, and the batches that hold
 // none for us (of aborted transactions, control markers, and what compaction
 // emptied). Only committed records are delivered.
 //
-// It waits up to Options.MaxWait for something to read, and a call that leaves
-// b.Next at offset took about that long, so a caller may loop. Errors that pass
-// (a leader that moved, a broker that is away) it retries until ctx ends. The
-// others are *RetentionError, *BeyondEndError, *CorruptError, ErrUnknownTopic,
-// ctx's own, and what the broker refuses; with any of them b holds nothing.
+// Concurrent calls share requests: those that wait for one leader are sent to
+// it as one, of which at most two are on their way. An answer holds up to
+// Options.MaxBytes of batches for each call and 8 times that in all, or one
+// batch if it is larger; none starves. Batches of one answer share its memory
+// while they hold records that were not compressed.
+//
+// A call waits up to Options.MaxWait for something to read, and one that leaves
+// b.Next at offset took about that long, so a caller may loop. What is there is
+// returned at once, whatever else is waited for; what arrives while the call
+// waits, within about a quarter of MaxWait. Errors that pass (a leader that
+// moved, a broker that is away) it retries until ctx ends. The others are
+// *RetentionError, *BeyondEndError, *TopicChangedError, *CorruptError,
+// ErrUnknownTopic, ctx's own, and what the broker refuses; with any of them b
+// holds nothing.
 func (c *Client) Fetch(ctx context.Context, topic string, partition int, offset int64, b *Batch) error {
 	tp, start := topicPartition{topic, partition}, time.Now()
 	if err := c.fetch(ctx, tp, offset, b); err != nil {
@@ -73,8 +91,9 @@ func (c *Client) Fetch(ctx context.Context, topic string, partition int, offset 
 func (c *Client) fetchError(tp topicPartition, offset int64, err error) error {
 	var re *RetentionError
 	var be *BeyondEndError
+	var te *TopicChangedError
 	var ce *CorruptError
-	if errors.As(err, &re) || errors.As(err, &be) || errors.As(err, &ce) {
+	if errors.As(err, &re) || errors.As(err, &be) || errors.As(err, &te) || errors.As(err, &ce) {
 		return err // names the coordinates itself
 	}
 	return fmt.Errorf("fetch %v@%d: %w", tp, offset, err)
@@ -100,45 +119,53 @@ func (c *Client) probe(ctx context.Context, tp topicPartition, offset int64, b *
 
 // fetch is one answered request for one partition.
 func (c *Client) fetch(ctx context.Context, tp topicPartition, offset int64, b *Batch) error {
-	return c.atLeader(ctx, tp, protocol.Fetch, c.o.MaxWait+c.o.RequestTimeout, func() (call, result) {
-		// An abandoned call keeps its buffer: it may still be reading into it.
-		reply, version := b.reply, int16(0)
-		b.reply = nil
-		return func(rw io.ReadWriter, v int16) (err error) {
-				version = v
-				err = protocol.WriteRequest(rw, version, correlation, c.o.ClientID, &fetch.Request{
-					ReplicaID: -1, MaxWaitTime: int32(c.o.MaxWait.Milliseconds()), MinBytes: 1, MaxBytes: int32(c.o.MaxBytes),
-					IsolationLevel: readCommitted, SessionEpoch: -1,
-					Topics: []fetch.RequestTopic{{Topic: tp.topic, Partitions: []fetch.RequestPartition{
-						{Partition: int32(tp.partition), CurrentLeaderEpoch: -1, FetchOffset: offset, LogStartOffset: -1, PartitionMaxBytes: int32(c.o.MaxBytes)},
-					}}},
-				})
-				if err == nil {
-					reply, err = readReply(rw, reply)
-				}
-				return err
-			}, func() error {
-				b.reply = reply
-				if version < 4 {
-					return fmt.Errorf("the broker speaks Fetch up to version %d; committed reads need 4", version)
-				}
-				p, err := parseFetch(reply, version, tp)
-				if err == nil && p.code == int16(kafka.OffsetOutOfRange) {
-					err = c.outOfRange(ctx, tp, offset)
-				} else if err == nil {
-					err = codeError(p.code)
-				}
-				if err != nil {
-					return err
-				}
-				b.HighWatermark, b.LastStable, b.LogStart = p.highWatermark, p.lastStable, p.logStart
-				return b.decode(tp, p.set, offset, p.aborted)
-			}
+	look := false
+	return c.retry(ctx, func() error {
+		node, err := c.leader(ctx, tp, look)
+		if err == nil {
+			err = c.sameTopic(tp.topic)
+		}
+		if err != nil {
+			return err
+		}
+		look = true // as in atLeader
+		b.reset(offset)
+		p, err := c.fetchQueue(node).fetch(ctx, tp, offset)
+		if errors.Is(err, kafka.OffsetOutOfRange) {
+			err = c.outOfRange(ctx, tp, offset)
+		}
+		if err != nil {
+			return err
+		}
+		b.HighWatermark, b.LastStable, b.LogStart = p.answer.highWatermark, p.answer.lastStable, p.answer.logStart
+		b.reply = p.reply
+		err = b.decode(tp, p.answer.set, offset, p.answer.aborted)
+		if !b.borrows {
+			b.giveBack()
+		}
+		return err
 	})
+}
+
+func (c *Client) fetchQueue(node int32) *fetchQueue {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	q := c.queues[node]
+	if q == nil {
+		q = &fetchQueue{c: c, node: node}
+		c.queues[node] = q
+	}
+	return q
 }
 
 // outOfRange says which end of the log an offset is past.
 func (c *Client) outOfRange(ctx context.Context, tp topicPartition, offset int64) error {
+	if _, err := c.leader(ctx, tp, true); err != nil {
+		return err
+	}
+	if err := c.sameTopic(tp.topic); err != nil {
+		return err
+	}
 	r, err := c.offsets(ctx, tp, readUncommitted)
 	switch {
 	case err != nil:
@@ -151,36 +178,41 @@ func (c *Client) outOfRange(ctx context.Context, tp topicPartition, offset int64
 	return kafka.OffsetNotAvailable // back in range: ask again
 }
 
+// fetched is the answer for one partition.
 type fetched struct {
+	found                               bool
 	code                                int16
 	highWatermark, lastStable, logStart int64
 	aborted                             []abortedTxn
-	set                                 []byte
+	set                                 []byte // points into the reply
 }
 
-// parseFetch reads a Fetch response of version 4 to 11 that asked for one
-// partition. A broker that throttles us answers without it.
-func parseFetch(reply []byte, version int16, tp topicPartition) (fetched, error) {
+// parseFetch reads a Fetch response of version 4 to 11 and returns the answer
+// to each of the parts that were asked for.
+func parseFetch(reply []byte, version int16, asked []*part) ([]fetched, error) {
 	d := cursor{b: reply}
 	d.i32() // throttle: the broker, not we, holds it
 	if version >= 7 {
 		if code := d.i16(); code != 0 {
-			return fetched{}, kafka.Error(code)
+			return nil, kafka.Error(code)
 		}
 		d.i32() // session
 	}
-	var p fetched
-	found := false
+	index := make(map[topicPartition]int, len(asked))
+	for i, p := range asked {
+		index[p.tp] = i
+	}
+	answers := make([]fetched, len(asked))
 	for range d.i32() {
 		topic := string(d.take(int(d.i16())))
 		for range d.i32() {
-			ours := topic == tp.topic && int(d.i32()) == tp.partition
-			p = fetched{code: d.i16(), highWatermark: d.i64(), lastStable: d.i64(), logStart: -1}
+			i, ok := index[topicPartition{topic, int(d.i32())}]
+			a := fetched{found: true, code: d.i16(), highWatermark: d.i64(), lastStable: d.i64(), logStart: -1}
 			if version >= 5 {
-				p.logStart = d.i64()
+				a.logStart = d.i64()
 			}
 			for range d.i32() { // -1, none, like 0
-				p.aborted = append(p.aborted, abortedTxn{Producer: d.i64(), First: d.i64()})
+				a.aborted = append(a.aborted, abortedTxn{Producer: d.i64(), First: d.i64()})
 				if d.bad {
 					break
 				}
@@ -189,24 +221,21 @@ func parseFetch(reply []byte, version int16, tp topicPartition) (fetched, error)
 				d.i32() // preferred replica: none, for we name no rack
 			}
 			if n := int(d.i32()); n > 0 {
-				p.set = d.take(n)
+				a.set = d.take(n)
 			}
-			if d.bad || !ours {
-				return fetched{}, errMalformed
+			if d.bad || !ok || answers[i].found {
+				return nil, errMalformed
 			}
-			found = true
+			answers[i] = a
 		}
 		if d.bad {
 			break
 		}
 	}
 	if d.bad {
-		return fetched{}, errMalformed
+		return nil, errMalformed
 	}
-	if !found {
-		return fetched{}, kafka.ThrottlingQuotaExceeded
-	}
-	return p, nil
+	return answers, nil
 }
 
 // correlation is the id of every request that we write: a connection carries

@@ -558,26 +558,3 @@ func TestOldBroker(t *testing.T) {
 	got := append(drain(t, c, "t", 0, 0), drain(t, c, "t", 1, 0)...)
 	require.Equal(t, []string{"v"}, got)
 }
-
-// The rate is of value bytes, per fetch of the default size, broker included.
-func BenchmarkFetch(b *testing.B) {
-	for name, codec := range map[string]kgo.CompressionCodec{"none": kgo.NoCompression(), "zstd": kgo.ZstdCompression()} {
-		b.Run(name, func(b *testing.B) {
-			// Half of each value repeats and half is random: zstd packs it to about half.
-			_, c := cluster(b, Options{}, kfake.SeedTopics(1, "t"), kfake.SyntheticFetch(kfake.SyntheticBatch{
-				Records: 1000, RecordBytes: 1024, RandomFrac: 0.5, Compression: codec,
-			}))
-			var batch Batch
-			require.NoError(b, c.Fetch(b.Context(), "t", 0, 0, &batch))
-			require.NotEmpty(b, batch.Records)
-			require.Len(b, batch.Records[0].Value, 1024)
-			b.ReportAllocs()
-			b.SetBytes(int64(len(batch.Records)) * 1024)
-			for b.Loop() {
-				if err := c.Fetch(b.Context(), "t", 0, batch.Next, &batch); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,22 +35,30 @@ func (a *Assignment) Hint(next int64) error {
 
 // Consume joins a group and calls run, in a goroutine of its own, for each
 // partition of the topic that the group assigns to this member. When the group
-// rebalances, or ctx ends, run's context ends; all calls must return, within
-// Options.SessionTimeout, before the member asks for new partitions. Until
-// another member noticed, two may work on one partition: run must bear that.
+// rebalances, or ctx ends, run's context ends; all calls must return before the
+// member asks for new partitions, or leaves. In a rebalance they have nine
+// tenths of Options.SessionTimeout for that: the member sends no heartbeats
+// then. Until another member noticed, two may work on one partition: run must
+// bear that.
 //
 // A run that returns nil is not called again before the next rebalance. One
 // that fails, other than by its ended context, ends Consume with that error.
 // What keeps the member out of the group is retried, and told to
 // Options.OnRetry, unless the broker refuses (authorisation, configuration).
 // When ctx ends Consume leaves the group and returns nil, all runs having
-// returned.
+// returned. After them that takes no longer than Options.RequestTimeout, unless
+// the coordinator is out of reach; if it interrupts the first join, the group
+// may find out about the leaving only after SessionTimeout.
 func (c *Client) Consume(ctx context.Context, group, topic string, run func(ctx context.Context, a *Assignment) error) error {
 	known := partitionCount{c: c, topic: topic}
 	known.look(ctx)
+	running, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	connected, cut := context.WithCancel(context.Background())
+	defer cut()
 	g, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
 		ID: group, Brokers: c.brokers, Topics: []string{topic},
-		Dialer:            &kafka.Dialer{ClientID: c.o.ClientID, Timeout: c.o.RequestTimeout, DualStack: true},
+		Dialer:            c.groupDialer(connected),
 		SessionTimeout:    c.o.SessionTimeout,
 		RebalanceTimeout:  c.o.SessionTimeout,
 		HeartbeatInterval: c.o.SessionTimeout / 10,
@@ -58,14 +68,13 @@ func (c *Client) Consume(ctx context.Context, group, topic string, run func(ctx 
 	if err != nil {
 		return fmt.Errorf("group %s: %w", group, err)
 	}
-	defer g.Close() // leaves the group and waits for the runs
-	running, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
-	for failures := 0; ; {
+	var last *generation
+	defer func() { c.leave(g, cut, group, last) }()
+	for failures, logins := 0, 0; ; {
 		gen, err := g.Next(running)
 		if err == nil {
-			failures = 0
-			c.runAll(running, fail, gen, &known, run)
+			failures, logins = 0, 0
+			last = c.runAll(running, fail, gen, &known, run)
 			continue
 		}
 		if ctx.Err() != nil {
@@ -74,27 +83,101 @@ func (c *Client) Consume(ctx context.Context, group, topic string, run func(ctx 
 		if running.Err() != nil {
 			return context.Cause(running) // a run's error
 		}
-		var ke kafka.Error
-		if errors.As(err, &ke) && !ke.Temporary() && !rejoin(ke) {
-			return fmt.Errorf("group %s: %w", group, err)
+		err = fmt.Errorf("group %s: %w", group, c.explainLogin(err))
+		if logins++; !errors.Is(err, ErrLogin) {
+			logins = 0
 		}
-		c.o.OnRetry(fmt.Errorf("group %s: %w", group, err))
+		if refused(err) || logins == maxLogins {
+			return err
+		}
+		c.o.OnRetry(err)
 		_ = wait(running, backoff(failures)) // Next sees the end of running
 		failures++
 	}
 }
 
+// refused reports whether an error of the group is final.
+func refused(err error) bool {
+	var ke kafka.Error
+	if !errors.As(err, &ke) {
+		return hopeless(err)
+	}
+	return !temporary(err) && !rejoin(ke)
+}
+
 // rejoin reports whether an error only says that the member has to join anew.
 func rejoin(e kafka.Error) bool {
-	return e == kafka.RebalanceInProgress || e == kafka.UnknownMemberId || e == kafka.IllegalGeneration ||
-		e == kafka.MemberIDRequired || e == kafka.BrokerNotAvailable || e == kafka.ReplicaNotAvailable
+	return e == kafka.RebalanceInProgress || e == kafka.UnknownMemberId || e == kafka.IllegalGeneration || e == kafka.MemberIDRequired
+}
+
+// groupDialer makes the connections of a group, which stop to listen when ctx
+// ends. kafka-go can't be told to give up a JoinGroup, which is answered when
+// every member has handed its partitions over.
+func (c *Client) groupDialer(ctx context.Context) *kafka.Dialer {
+	return &kafka.Dialer{
+		ClientID: c.o.ClientID, Timeout: c.o.RequestTimeout, TLS: c.o.TLS, SASLMechanism: c.transport.SASL,
+		DialFunc: func(dialing context.Context, network, address string) (net.Conn, error) {
+			var d net.Dialer
+			conn, err := d.DialContext(dialing, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return groupConn{conn, context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })}, nil
+		},
+	}
+}
+
+type groupConn struct {
+	net.Conn
+	forget func() bool
+}
+
+func (c groupConn) Close() error {
+	c.forget()
+	return c.Conn.Close()
+}
+
+// generation is one set of assignments.
+type generation struct {
+	memberID string
+	handed   chan struct{}   // closed when all runs have returned
+	ctx      context.Context // kafka-go's; set when handed is closed
+}
+
+// leave ends the membership, when the runs of the last generation, if any, have
+// returned: until then kafka-go sends heartbeats for it. cut ends what kafka-go
+// waits for.
+func (c *Client) leave(g *kafka.ConsumerGroup, cut func(), group string, last *generation) {
+	if last != nil {
+		<-last.handed
+	}
+	defer time.AfterFunc(c.o.RequestTimeout, cut).Stop()
+	var leaving sync.WaitGroup
+	if last != nil && last.ctx.Err() != nil {
+		// kafka-go is joining again, and would leave once all others have
+		// joined too. Leave in its stead; its join is then of no account.
+		leaving.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), c.o.RequestTimeout)
+			defer cancel()
+			kc := kafka.Client{Addr: c.addr, Transport: c.transport}
+			res, err := kc.LeaveGroup(ctx, &kafka.LeaveGroupRequest{GroupID: group, Members: []kafka.LeaveGroupRequestMember{{ID: last.memberID}}})
+			if err == nil && res.Error == nil && !slices.ContainsFunc(res.Members, func(m kafka.LeaveGroupResponseMember) bool { return m.Error != nil }) {
+				cut()
+			}
+		})
+	}
+	_ = g.Close()
+	leaving.Wait()
 }
 
 // runAll starts the runs of one generation. kafka-go joins the next one only
 // after the function given to Start has returned, hence after all runs have.
-func (c *Client) runAll(running context.Context, fail context.CancelCauseFunc, gen *kafka.Generation, known *partitionCount, run func(context.Context, *Assignment) error) {
+func (c *Client) runAll(running context.Context, fail context.CancelCauseFunc, gen *kafka.Generation, known *partitionCount, run func(context.Context, *Assignment) error) *generation {
+	last := &generation{memberID: gen.MemberID, handed: make(chan struct{})}
 	gen.Start(func(genCtx context.Context) {
+		last.ctx = genCtx
 		if genCtx.Err() != nil {
+			close(last.handed)
 			return // ended before it began; kafka-go does not wait for us then
 		}
 		ctx, cancel := context.WithCancel(running)
@@ -117,6 +200,7 @@ func (c *Client) runAll(running context.Context, fail context.CancelCauseFunc, g
 			})
 		}
 		runs.Wait()
+		close(last.handed)
 		// Returning ends the generation, and with it the membership. Stay in
 		// until the group, or g.Close, ends it: when running ends, returning
 		// here would let kafka-go rejoin between the end of it and g.Close.
@@ -130,6 +214,7 @@ func (c *Client) runAll(running context.Context, fail context.CancelCauseFunc, g
 		watch.Wait()
 		known.look(running) // the join that follows sees at least these
 	})
+	return last
 }
 
 // partitionCount is how many partitions a topic had at some moment before the

@@ -2,6 +2,7 @@ package kafkaio
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -51,6 +52,9 @@ func (c *Client) metadata(ctx context.Context, topic string) (TopicInfo, error) 
 	info := TopicInfo{Cluster: res.ClusterID, ID: id}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if ids := c.topics[topic]; id != "" {
+		c.topics[topic] = topicIDs{cmp.Or(ids.first, id), id}
+	}
 	for _, p := range t.Partitions {
 		// A partition may name an error and a leader (a dead replica elsewhere).
 		if p.LeaderID < 0 {
