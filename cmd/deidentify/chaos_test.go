@@ -341,6 +341,8 @@ func (c *chaos) worker(ch *chances) *workerProcess {
 				c.count("worker killed itself: " + strings.TrimPrefix(l, "CHAOS kill "))
 			case strings.HasPrefix(l, "CHAOS stop "):
 				c.count("worker stopped itself: " + strings.TrimPrefix(l, "CHAOS stop "))
+				// It comes back as a zombie, when its session is over.
+				time.AfterFunc(2*time.Second+rand.N(3*time.Second), func() { _ = cmd.Process.Signal(syscall.SIGCONT) })
 			case strings.Contains(l, "another worker committed first"):
 				c.count("lost race")
 			case strings.Contains(l, "removed files of attempts"):
@@ -358,7 +360,7 @@ func (c *chaos) worker(ch *chances) *workerProcess {
 // keep keeps one worker running through faults until ctx ends.
 func (c *chaos) keep(ctx context.Context, rng *rand.Rand) {
 	for ctx.Err() == nil {
-		cmd := c.worker(&chances{Kill: 0.0002, Stop: 0.0003, Slow: 500 * time.Microsecond, Target: places[rng.IntN(len(places))]})
+		cmd := c.worker(&chances{Kill: 0.0002, Stop: 0.0004, Slow: 500 * time.Microsecond, Target: places[rng.IntN(len(places))]})
 		done := make(chan error, 1)
 		go func() { done <- cmd.Wait() }()
 		running := true
@@ -371,7 +373,6 @@ func (c *chaos) keep(ctx context.Context, rng *rand.Rand) {
 				<-done
 				return
 			case <-time.After(upTo(rng, 4*time.Second)):
-				// Whoever stopped itself becomes a zombie now; others are hit.
 				switch x := rng.IntN(20); {
 				case x < 2:
 					c.count("worker killed from outside")
@@ -384,8 +385,6 @@ func (c *chaos) keep(ctx context.Context, rng *rand.Rand) {
 				case x < 5:
 					c.count("worker asked to stop")
 					_ = cmd.Process.Signal(syscall.SIGTERM)
-				default:
-					_ = cmd.Process.Signal(syscall.SIGCONT)
 				}
 			}
 		}

@@ -8,7 +8,8 @@ import (
 )
 
 type checkCmd struct {
-	Dir string `arg:"" name:"dir|s3://bucket/prefix" help:"The data set."`
+	Dir   string `arg:"" name:"dir|s3://bucket/prefix" help:"The data set."`
+	Sweep bool   `help:"Then remove the orphan files that can no longer become part of it."`
 }
 
 func (c *checkCmd) Run(s *session) error {
@@ -31,6 +32,12 @@ func (c *checkCmd) Run(s *session) error {
 	}
 	if n := len(r.Faults); n > 0 {
 		return fmt.Errorf("%w: %d in %s; the data set must not be used until they are explained", errCheck, n, c.Dir)
+	}
+	if c.Sweep {
+		if err := store.Discard(s.ctx, r.Dead); err != nil {
+			return err
+		}
+		fmt.Fprintf(s.stdout, "swept: %d files\n", len(r.Dead))
 	}
 	fmt.Fprintln(s.stdout, "whole: every chain joins, every hash and row count agrees")
 	return nil

@@ -24,8 +24,8 @@ func startApache(t *testing.T, nodes int) *apache.Cluster {
 	return k
 }
 
-// TestChaosApache is TestChaos on Apache Kafka.
-func TestChaosApache(t *testing.T) {
+// TestOwnKafkaChaos is TestChaos on Apache Kafka.
+func TestOwnKafkaChaos(t *testing.T) {
 	k := startApache(t, 1)
 	c := newChaos(t, k.Brokers(), 4, chaosFlags...)
 	c.run(chaosTime(t), func(ctx context.Context, rng *rand.Rand) {
@@ -38,16 +38,16 @@ func TestChaosApache(t *testing.T) {
 	})
 }
 
-// TestRebalanceApache is TestRebalance on Apache Kafka.
-func TestRebalanceApache(t *testing.T) {
+// TestOwnKafkaRebalance is TestRebalance on Apache Kafka.
+func TestOwnKafkaRebalance(t *testing.T) {
 	c := newChaos(t, startApache(t, 1).Brokers(), 12, rebalanceFlags...)
 	require.Less(t, c.rebalance(rebalanceSession), rebalanceSession)
 }
 
-// TestBrokerLost stops one of three brokers in the middle of a stream, first as
+// TestOwnKafkaBrokerLost stops one of three brokers in the middle of a stream, first as
 // an operator does and then by SIGKILL: nothing is lost, and the pause is
 // measured on the partition that stood still for longest.
-func TestBrokerLost(t *testing.T) {
+func TestOwnKafkaBrokerLost(t *testing.T) {
 	k := startApache(t, 3)
 	c := newChaos(t, k.Brokers(), 12, rebalanceFlags...)
 	store, err := batch.Create(c.out)

@@ -243,3 +243,37 @@ func TestDoorControlCharacters(t *testing.T) {
 		require.ErrorContains(t, got.err, c[2])
 	}
 }
+
+// The two events that tell of one comment meet on one partition, where the
+// writer can see that they are one change.
+func TestDoorKeyOfAComment(t *testing.T) {
+	d := &Door{Policy: policy(t), Now: now, Name: "replay"}
+	key := func(payload string) string {
+		got := one(t, d, Place{File: "a.json"}, payload)
+		require.NoError(t, got.err)
+		return string(got.m.Key)
+	}
+	hook := func(name, comment, issue string) string {
+		return `{"timestamp":1789380672345,"webhookEvent":"` + name + `","comment":` + comment + `,"issue":` + issue + `}`
+	}
+	const (
+		self  = `"self":"https://acme.example/rest/api/2/issue/10001"`
+		said  = `{"id":"5","self":"https://acme.example/rest/api/2/issue/10001/comment/5","body":"canary","updated":"2026-09-14T10:11:12.345+0000"}`
+		small = `{"id":"10001",` + self + `,"key":"ABC-7","fields":{"summary":"canary","project":{"key":"ABC","projectTypeKey":"software"}}}`
+		large = `{"id":"10001",` + self + `,"key":"ABC-7","fields":{"summary":"canary","description":"canary","project":{"key":"ABC","projectTypeKey":"software"},"comment":{"comments":[` + said + `]}}}`
+	)
+	const want = "t-acme|jira/10001"
+	for _, name := range []string{"comment_created", "comment_updated", "comment_deleted"} {
+		require.Equal(t, want, key(hook(name, said, small)))
+	}
+	for _, name := range []string{"jira:issue_created", "jira:issue_updated"} {
+		require.Equal(t, want, key(hook(name, said, large)))
+	}
+	require.Equal(t, want, key(wrapped("", hook("comment_created", said, small))))
+	desk := func(issue string) string { return strings.Replace(issue, "software", "service_desk", 1) }
+	require.Equal(t, "t-acme|jira_service_management/10001", key(hook("comment_created", said, desk(small))))
+	require.Equal(t, "t-acme|jira_service_management/10001", key(hook("jira:issue_updated", said, desk(large))))
+	// A comment whose issue is not named keeps at least its own events in order.
+	require.Equal(t, "t-acme|jira/5", key(hook("comment_updated", said, `{"key":"ABC-7"}`)))
+	require.Equal(t, "t-acme|jira/5", key(strings.Replace(hook("comment_deleted", said, `null`), `,"issue":null`, "", 1)))
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -52,6 +53,8 @@ func (a *Assignment) Hint(next int64) error {
 func (c *Client) Consume(ctx context.Context, group, topic string, run func(ctx context.Context, a *Assignment) error) error {
 	known := partitionCount{c: c, topic: topic}
 	known.look(ctx)
+	var evicting sync.WaitGroup
+	defer evicting.Wait()
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	connected, cut := context.WithCancel(context.Background())
@@ -69,6 +72,7 @@ func (c *Client) Consume(ctx context.Context, group, topic string, run func(ctx 
 		return fmt.Errorf("group %s: %w", group, err)
 	}
 	var last *generation
+	evicted := "" // the member id that evict was called for
 	defer func() { c.leave(g, cut, group, last) }()
 	for failures, logins := 0, 0; ; {
 		gen, err := g.Next(running)
@@ -90,10 +94,32 @@ func (c *Client) Consume(ctx context.Context, group, topic string, run func(ctx 
 		if refused(err) || logins == maxLogins {
 			return err
 		}
+		if last != nil && !errors.Is(err, kafka.RebalanceInProgress) && evicted != last.memberID {
+			member := last.memberID
+			evicted = member
+			evicting.Go(func() { c.evict(running, group, member) })
+		}
 		c.o.OnRetry(err)
 		_ = wait(running, backoff(failures)) // Next sees the end of running
 		failures++
 	}
+}
+
+// evict takes a member that kafka-go has forgotten out of the group. kafka-go
+// forgets it with every error of the connection, joins as another, and then
+// waits with the rest of the group until the session of the forgotten one is
+// over: its own attempt to leave goes to the coordinator that is out of reach.
+func (c *Client) evict(ctx context.Context, group, member string) {
+	_ = c.retry(ctx, func() error {
+		ctx, cancel := context.WithTimeout(ctx, c.o.RequestTimeout)
+		defer cancel()
+		kc := kafka.Client{Addr: c.addr, Transport: c.transport}
+		res, err := kc.LeaveGroup(ctx, &kafka.LeaveGroupRequest{GroupID: group, Members: []kafka.LeaveGroupRequestMember{{ID: member}}})
+		if err == nil {
+			err = res.Error
+		}
+		return err
+	})
 }
 
 // refused reports whether an error of the group is final.
@@ -113,16 +139,28 @@ func rejoin(e kafka.Error) bool {
 // groupDialer makes the connections of a group, which stop to listen when ctx
 // ends. kafka-go can't be told to give up a JoinGroup, which is answered when
 // every member has handed its partitions over.
+//
+// Nor can it be told to try another broker: it takes the first of the list that
+// accepts a connection, which a frozen one does. So an address that did not
+// answer in time is refused for as long again.
 func (c *Client) groupDialer(ctx context.Context) *kafka.Dialer {
+	var frozen sync.Map // address → until when, a time.Time
 	return &kafka.Dialer{
 		ClientID: c.o.ClientID, Timeout: c.o.RequestTimeout, TLS: c.o.TLS, SASLMechanism: c.transport.SASL,
 		DialFunc: func(dialing context.Context, network, address string) (net.Conn, error) {
+			if until, ok := frozen.Load(address); ok && time.Now().Before(until.(time.Time)) && len(c.brokers) > 1 {
+				return nil, fmt.Errorf("%s did not answer a moment ago: %w", address, kafka.BrokerNotAvailable)
+			}
 			var d net.Dialer
 			conn, err := d.DialContext(dialing, network, address)
 			if err != nil {
 				return nil, err
 			}
-			return groupConn{conn, context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })}, nil
+			return groupConn{conn, context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) }), func() {
+				if ctx.Err() == nil {
+					frozen.Store(address, time.Now().Add(c.o.RequestTimeout))
+				}
+			}}, nil
 		},
 	}
 }
@@ -130,6 +168,15 @@ func (c *Client) groupDialer(ctx context.Context) *kafka.Dialer {
 type groupConn struct {
 	net.Conn
 	forget func() bool
+	late   func() // is called when the other side did not answer in time
+}
+
+func (c groupConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.late()
+	}
+	return n, err
 }
 
 func (c groupConn) Close() error {

@@ -31,7 +31,8 @@ type bucket struct {
 
 // How long one request may take, and how long one that fails for a reason that
 // passes is repeated. The client's own few retries come within each request.
-const (
+// Tests make them short.
+var (
 	requestTime = time.Minute
 	patience    = 2 * time.Minute
 )

@@ -24,17 +24,22 @@ type Report struct {
 
 	Generations int64 // commits of which a generation replaces files
 	// Orphans counts files that no commit names and that a crash, a lost race,
-	// a running writer or an erasure explains: an intent lists them, or the
-	// newest generation of their commit replaced them. None may be older than
+	// a running writer or an erasure explains: an intent lists them, or a
+	// generation of their commit replaced them. None may be one for longer than
 	// OrphanAge.
 	Orphans int64
-	Faults  []Fault
+	// Dead are those of the orphans that nothing can make part of the dataset:
+	// another attempt has committed their start, or a generation replaced
+	// them. Discard removes them.
+	Dead   []string
+	Faults []Fault
 }
 
 // OrphanAge is how long a file that is no part of the dataset may lie about.
 // It may hold text of an organisation that has opted out since, which no
 // erasure finds; the policy gives 30 days to remove it. A worker that is
-// assigned the partition and commits once removes what is older.
+// assigned the partition and commits once removes what is older, or makes it
+// one of the dead.
 const OrphanAge = 30 * 24 * time.Hour
 
 // Fault is one thing in a dataset that is not as its commits say.
@@ -58,7 +63,7 @@ func (f Fault) String() string { return f.Coordinates + ": " + f.Problem }
 func (s *Store) Check(ctx context.Context) (Report, error) { return s.check(ctx, time.Now()) }
 
 func (s *Store) check(ctx context.Context, now time.Time) (Report, error) {
-	k := checker{store: s, now: now, named: map[string]string{}, replaced: map[string]bool{}, intended: map[string]bool{}, chains: map[Partition]chainNames{}}
+	k := checker{store: s, now: now, named: map[string]string{}, replaced: map[string]time.Time{}, intended: map[string]bool{}, chains: map[Partition]chainNames{}}
 	// Files are listed first, then intents, and the chains are read last. A
 	// writer goes the other way: intent, files, commit, and then the intent
 	// goes. So a file that is listed is, if its intent is gone by then, in the
@@ -98,9 +103,9 @@ type checker struct {
 	Report
 	store    *Store
 	now      time.Time
-	named    map[string]string // data file → the commit that names it
-	replaced map[string]bool   // files that a generation replaced
-	intended map[string]bool   // files that an intent lists
+	named    map[string]string    // data file → the commit that names it
+	replaced map[string]time.Time // files that a generation replaced → when
+	intended map[string]bool      // files that an intent lists
 	chains   map[Partition]chainNames
 }
 
@@ -112,6 +117,16 @@ type chainNames struct {
 
 func (k *checker) fault(coordinates, format string, args ...any) {
 	k.Faults = append(k.Faults, Fault{coordinates, fmt.Sprintf(format, args...)})
+}
+
+// Discard removes files that Check found to be dead.
+func (s *Store) Discard(ctx context.Context, dead []string) error {
+	for _, f := range dead {
+		if err := s.storage.remove(ctx, f); err != nil {
+			return fmt.Errorf("discard: %w", err)
+		}
+	}
+	return nil
 }
 
 // intents reads what attempts that are not done intend to write, and counts
@@ -139,7 +154,7 @@ func (k *checker) intents(ctx context.Context) error {
 func (k *checker) orphan(name string, modified time.Time) {
 	k.Orphans++
 	if age := k.now.Sub(modified); age > OrphanAge {
-		k.fault(name, "no commit names it, and at %d days it is older than the %d that it may lie: let a worker run on its partition until it has committed, or remove it if none will",
+		k.fault(name, "no commit names it, and at %d days it is older than the %d that it may lie: let a worker run on its partition until it has committed, and sweep",
 			age/(24*time.Hour), OrphanAge/(24*time.Hour))
 	}
 }
@@ -185,7 +200,7 @@ func (k *checker) chain(ctx context.Context, p Partition) error {
 // commit checks one commit by itself: its double entry and its files.
 func (k *checker) commit(ctx context.Context, c *Commit) error {
 	at := c.Source().String()
-	if id, err := uuid.Parse(c.Attempt); err != nil || id.String() != c.Attempt {
+	if !isUUID(c.Attempt) {
 		k.fault(at, "the attempt is not a UUID")
 	}
 	sum := func(drops map[schema.Reason]int64) (n int64) {
@@ -214,11 +229,11 @@ func (k *checker) commit(ctx context.Context, c *Commit) error {
 	}
 	if g != nil {
 		k.Generations++
+		k.replacements(ctx, c, g.Generation)
 	}
 	files, gone := c.current(g)
 	var found, removed tally
 	for _, r := range gone {
-		k.replaced[r.Path] = true
 		removed.documents += r.Documents
 		removed.counted += r.Counted
 		if c.file(r.Path).Stream == StreamInApp {
@@ -267,6 +282,36 @@ func (k *checker) commit(ctx context.Context, c *Commit) error {
 	equal("in-app documents = documents of its files + erased", c.InApp.Documents, found.documents+removed.documents)
 	equal("metadata counted = counts of its files + erased", c.Metadata.Counted, found.counted+removed.counted)
 	return nil
+}
+
+// replacements notes which files the generations of a commit, up to the newest,
+// replaced: its own, and those that the generation before put in their place.
+// None may bring back what the one before removed.
+func (k *checker) replacements(ctx context.Context, c *Commit, newest int) {
+	before := new(Generation)
+	for n := 1; n <= newest; n++ {
+		g, err := k.store.readGeneration(ctx, c, n)
+		if err != nil {
+			k.fault(c.Source().String(), "%v", err)
+			return
+		}
+		now := map[string]Replacement{}
+		for _, r := range g.Replaced {
+			now[r.Path] = r
+			if _, ok := k.replaced[r.Path]; !ok {
+				k.replaced[r.Path] = g.Created
+			}
+		}
+		for _, r := range before.Replaced {
+			if r.File != nil {
+				k.replaced[r.File.Path] = g.Created
+			}
+			if n := now[r.Path]; min(n.Rows-r.Rows, n.Documents-r.Documents, n.Counted-r.Counted) < 0 {
+				k.fault(r.Path, "generation %d brings back what the one before it removed", g.Generation)
+			}
+		}
+		before = g
+	}
 }
 
 // tally is what a file was found to hold.
@@ -351,13 +396,21 @@ func (k *checker) unnamed(ctx context.Context, f dataFile) error {
 	}
 	chain := k.chains[f.part]
 	attempt, taken := chain.attempts[f.extends]
+	since, replaced := k.replaced[f.path]
 	problem := ""
 	switch {
 	case f.foreign:
 		problem = "not a data file of this format"
-	case k.replaced[f.path]:
+	case replaced:
+		f.modified = since // it was part of the dataset until then
+		k.Dead = append(k.Dead, f.path)
 	case taken && attempt == f.attempt:
 		problem = "not named by the commit of its own attempt"
+	case taken:
+		// Its name tells that it is dead, also without an intent: a writer that
+		// was paused before it wrote, while another committed and Sweep removed
+		// its intent, may have gone on and died before it removed its files.
+		k.Dead = append(k.Dead, f.path)
 	case !taken && f.extends != chain.tip:
 		problem = "no commit starts at its offset, which is not the tip of the chain either"
 	case !k.intended[f.path]:

@@ -3,7 +3,6 @@ package batch
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -82,15 +81,7 @@ func (d *disk) makeDir(dir string) error {
 	if err := d.makeDir(parent); err != nil {
 		return err
 	}
-	err := failpoint.Around("mkdir", dir, func() error {
-		err := os.Mkdir(d.abs(dir), 0o755)
-		if errors.Is(err, fs.ErrExist) {
-			if info, e := os.Stat(d.abs(dir)); e == nil && info.IsDir() {
-				return nil
-			}
-		}
-		return err
-	})
+	err := failpoint.Around("mkdir", dir, func() error { _, err := mkdir(d.abs(dir)); return err })
 	if err == nil {
 		err = d.syncDir(parent)
 	}
@@ -103,14 +94,27 @@ func (d *disk) makeDir(dir string) error {
 	return nil
 }
 
-func (d *disk) syncDir(dir string) error {
-	return failpoint.Around("fsyncdir", dir, func() error {
-		f, err := os.Open(d.abs(dir))
-		if err != nil {
-			return err
+// mkdir makes a directory, unless there is one, and reports whether it did.
+func mkdir(abs string) (made bool, err error) {
+	err = os.Mkdir(abs, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		if info, e := os.Stat(abs); e == nil && info.IsDir() {
+			return false, nil
 		}
-		return errors.Join(f.Sync(), f.Close())
-	})
+	}
+	return err == nil, err
+}
+
+func (d *disk) syncDir(dir string) error {
+	return failpoint.Around("fsyncdir", dir, func() error { return fsyncDir(d.abs(dir)) })
+}
+
+func fsyncDir(abs string) error {
+	f, err := os.Open(abs)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // create writes tmp and links it to the name. Creating the name exclusively
@@ -185,25 +189,34 @@ func (d *disk) list(ctx context.Context, dir string, deep bool, yield func(entry
 	return err
 }
 
-// makeRoot makes the directory of a dataset, and its entry in every directory
-// above that it makes as well durable.
-func makeRoot(dir string) error {
-	if _, err := os.Stat(dir); err == nil {
-		return nil
-	}
-	parent := filepath.Dir(dir)
-	if err := makeRoot(parent); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	f, err := os.Open(parent)
+// makeRoot makes the directory of a dataset and those above it that are
+// missing, and the entries of all of them durable: one that exists may have
+// been made by a process that died, or has yet to come, to its sync. Points
+// name directories relative to the root: .., ../.. and so on.
+func (d *disk) makeRoot() error {
+	root, err := filepath.Abs(d.root)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("sync %s: %w", parent, err)
+	return makeAbove(root, ".")
+}
+
+func makeAbove(root, rel string) error {
+	dir, above := filepath.Join(root, rel), path.Join(rel, "..")
+	parent := filepath.Dir(dir)
+	if parent == dir {
+		return nil
 	}
-	return nil
+	if err := makeAbove(root, above); err != nil {
+		return err
+	}
+	made := false
+	if err := failpoint.Around("mkdir", rel, func() (err error) { made, err = mkdir(dir); return err }); err != nil {
+		return err
+	}
+	err := failpoint.Around("fsyncdir", above, func() error { return fsyncDir(parent) })
+	if !made && (errors.Is(err, fs.ErrPermission) || errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EINVAL)) {
+		return nil // another's directory, on a file system of another kind: no run of ours made what is in it
+	}
+	return err
 }

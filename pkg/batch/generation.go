@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strconv"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // Generation says which files of a commit were written anew, without the rows
@@ -64,6 +66,11 @@ func (s *Store) generation(ctx context.Context, c *Commit) (*Generation, error) 
 	if n == 0 {
 		return nil, nil
 	}
+	return s.readGeneration(ctx, c, n)
+}
+
+// readGeneration reads the n-th generation of a commit.
+func (s *Store) readGeneration(ctx context.Context, c *Commit, n int) (*Generation, error) {
 	b, err := s.storage.read(ctx, c.generationFile(n))
 	if err != nil {
 		return nil, err
@@ -87,6 +94,8 @@ func (c *Commit) resolves(g *Generation, n int) error {
 		return errors.New("it is of another commit")
 	case g.Generation != n:
 		return fmt.Errorf("it says that it is generation %d", g.Generation)
+	case !isUUID(g.Attempt) || g.Attempt == c.Attempt:
+		return errors.New("the attempt is not a UUID of its own")
 	}
 	named := map[string]bool{}
 	for _, r := range g.Replaced {
@@ -104,6 +113,11 @@ func (c *Commit) resolves(g *Generation, n int) error {
 		named[r.Path] = true
 	}
 	return nil
+}
+
+func isUUID(s string) bool {
+	id, err := uuid.Parse(s)
+	return err == nil && id.String() == s
 }
 
 func (c *Commit) file(path string) *File {

@@ -36,7 +36,7 @@ func newMemory(horizon int64) *memory {
 	return &memory{horizon: horizon, young: map[key]int64{}, old: map[key]int64{}}
 }
 
-// has reports whether the key was added less than a horizon before the offset.
+// has reports whether the key was added at most a horizon before the offset.
 func (m *memory) has(k key, offset int64) bool {
 	at, ok := m.young[k]
 	if !ok {

@@ -73,6 +73,9 @@ func (s *Store) claim(ctx context.Context, name, tmp string, b []byte) (bool, er
 		return true, nil
 	}
 	switch cur, e := s.storage.read(ctx, name); {
+	case errors.Is(e, fs.ErrNotExist) && errors.Is(err, fs.ErrExist):
+		// Not a lost race: nobody has committed. A proxy may answer so.
+		return false, fmt.Errorf("%v says that %s is there when it is created, and that it is not when it is read", s.storage, name)
 	case errors.Is(e, fs.ErrNotExist):
 		return false, err
 	case e != nil:

@@ -100,12 +100,13 @@ func at(location string, make bool) (*Store, error) {
 		b, err := openBucket(location)
 		return &Store{b}, err
 	}
+	d := newDisk(location)
 	if make {
-		if err := makeRoot(location); err != nil {
+		if err := d.makeRoot(); err != nil {
 			return nil, err
 		}
 	}
-	return &Store{newDisk(location)}, nil
+	return &Store{d}, nil
 }
 
 func (s *Store) open(ctx context.Context) error {

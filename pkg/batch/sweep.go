@@ -48,12 +48,12 @@ func (s *Store) intend(ctx context.Context, c *Commit) error {
 // then its intent. The order is kept over a power failure, so that no file is
 // left of which nothing tells.
 func (s *Store) abandon(ctx context.Context, intent string, files []string) error {
-	var errs []error
 	for _, f := range files {
-		errs = append(errs, s.storage.remove(ctx, f))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
+		// The first that fails ends it, or a store that is down would be waited
+		// for once for each file. Sweep removes what is left.
+		if err := s.storage.remove(ctx, f); err != nil {
+			return err
+		}
 	}
 	for _, f := range files {
 		// A directory that was not made holds no file of ours.
@@ -87,13 +87,17 @@ func (s *Store) Sweep(topic string, partition int) (removed, pending int, err er
 	if err != nil {
 		return fail(err)
 	}
-	// A commit that is seen may not be durable yet: its writer is between link
+	// A commit that is listed may not be durable yet: its writer is between link
 	// and fsync. Removing the loser's files first would leave nobody's after a
-	// power loss.
+	// power loss. So only those count that were listed before this.
 	if len(commits) > 0 {
 		if err := s.storage.settle(ctx, commits[0].name); err != nil {
 			return fail(err)
 		}
+	}
+	taken := map[string]bool{}
+	for _, e := range commits {
+		taken[e.name] = true
 	}
 	for _, e := range intents {
 		m := intentName.FindStringSubmatch(path.Base(e.name))
@@ -101,11 +105,12 @@ func (s *Store) Sweep(topic string, partition int) (removed, pending int, err er
 			continue
 		}
 		n, _ := strconv.ParseInt(m[1], 10, 64)
-		c, err := s.readCommit(ctx, p, n)
-		if errors.Is(err, fs.ErrNotExist) {
+		if !taken[commitFile(p, n)] {
 			pending++
 			continue
-		} else if err != nil {
+		}
+		c, err := s.readCommit(ctx, p, n)
+		if err != nil {
 			return fail(err)
 		}
 		var left intent
@@ -133,11 +138,8 @@ func (s *Store) Sweep(topic string, partition int) (removed, pending int, err er
 		if m == nil {
 			continue
 		}
-		n, _ := strconv.ParseInt(m[1], 10, 64)
-		if _, err := s.readCommit(ctx, p, n); errors.Is(err, fs.ErrNotExist) {
+		if n, _ := strconv.ParseInt(m[1], 10, 64); !taken[commitFile(p, n)] {
 			continue
-		} else if err != nil {
-			return fail(err)
 		}
 		if err := s.storage.remove(ctx, e.name); err != nil {
 			return fail(err)

@@ -313,6 +313,7 @@ func (w *Writer) told(d *document) bool {
 		return false
 	}
 	w.see(k, d.source.Offset)
+	delete(w.general, k) // one that the memory has forgotten stays
 	if !d.edit.Specific {
 		w.general[k] = len(w.held)
 	}
@@ -473,7 +474,7 @@ func (w *Writer) Commit(last int64) (Commit, error) {
 func (w *Writer) commit(last int64) (Commit, error) {
 	ctx := context.Background() // a commit that has begun is not given up half-way
 	w.review()
-	for {
+	for w.err == nil { // a review that withholds without a reason is a fault, as in Add
 		c, rows := w.attempt(last)
 		err := w.writeFiles(ctx, &c, rows)
 		if err == nil && w.review() {
@@ -498,6 +499,7 @@ func (w *Writer) commit(last int64) (Commit, error) {
 			return c, err // our commit may stand, and names the files
 		}
 	}
+	return Commit{}, w.err
 }
 
 func (w *Writer) abandon(ctx context.Context, c *Commit) error {

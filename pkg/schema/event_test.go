@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 )
 
 func someEnvelope() Envelope {
@@ -144,5 +146,39 @@ func FuzzParseHeaders(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, e, again)
 		require.Equal(t, time.UTC, e.Time.Location())
+	})
+}
+
+// Whoever chooses tenants and ids can not make two pairs of them one.
+func TestEventKey(t *testing.T) {
+	key := func(tenant, id string) [16]byte { e := Envelope{Tenant: tenant, ID: id}; return e.Key() }
+	long := strings.Repeat("x", 255)
+	for name, pairs := range map[string][2][2]string{
+		"a byte further on":         {{"ab", "c"}, {"a", "bc"}},
+		"all in one":                {{"abc", ""}, {"", "abc"}},
+		"the other way round":       {{"a", "b"}, {"b", "a"}},
+		"a NUL between":             {{"a\x00b", "c"}, {"a", "b\x00c"}},
+		"a bar between":             {{"a|b", "c"}, {"a", "b|c"}},
+		"a length inside":           {{"a\x01b", ""}, {"a", "b\x00"}},
+		"lengths modulo 256":        {{"a\x00" + long, ""}, {"a", long + "\x00"}},
+		"lengths modulo 128":        {{"a\x00" + long[:127], ""}, {"a", long[:127] + "\x00"}},
+		"the kind of the key":       {{"", "event"}, {"event", ""}},
+		"one id at another's place": {{"t-1", "5f0c"}, {"t-2", "5f0c"}},
+	} {
+		require.NotEqual(t, key(pairs[0][0], pairs[0][1]), key(pairs[1][0], pairs[1][1]), name)
+	}
+	e := someEnvelope()
+	want := e.Key()
+	e.Origin, e.Type, e.Time, e.Product, e.Host = "/other", "x", EffectiveDate, Confluence, "h"
+	require.Equal(t, want, e.Key(), "an event is itself by its tenant and id alone")
+	// Data sets hold keys, so they must be the same in every version: the first
+	// half of the SHA-256 of "\x05event\x03t-1\x24" and the id.
+	sum := sha256.Sum256([]byte("\x05event\x03t-1\x24" + e.ID))
+	require.Equal(t, sum[:16], want[:])
+
+	rapid.Check(t, func(t *rapid.T) {
+		words := rapid.StringMatching(`[ab\x00-\x03]{0,5}`)
+		a, b := [2]string{words.Draw(t, "tenant"), words.Draw(t, "id")}, [2]string{words.Draw(t, "other tenant"), words.Draw(t, "other id")}
+		require.Equal(t, a == b, key(a[0], a[1]) == key(b[0], b[1]))
 	})
 }

@@ -111,7 +111,8 @@ func (e *Event) Edit() Edit {
 	}
 	body := ""
 	if len(at) == 0 { // then the text tells one edit from the next
-		body = string(c.Get("body").Raw())
+		b := c.Get("body")
+		body = string(b.Bytes()) + string(b.Raw()) // one of them is empty
 	}
 	return Edit{hash("comment", string(e.Product), e.Tenant, string(id), string(at), body), e.form.kind == "comment"}
 }

@@ -295,3 +295,97 @@ func BenchmarkEvent(b *testing.B) {
 		run()
 	}
 }
+
+// A comment as Jira tells of it twice: by an event of its own, and beside the
+// issue that it was written to.
+const (
+	editAt      = `"updated":"2026-09-14T10:11:12.345+0000"`
+	editComment = `{"self":"https://acme.example/rest/api/2/issue/10001/comment/5","id":"5","body":"Done, see the log.","created":"2026-09-14T10:11:12.345+0000",` + editAt + `}`
+)
+
+func edits(t testing.TB, event, comment string) (ownEvent, besideIssue Edit) {
+	t.Helper()
+	edit := func(typ, payload string) Edit {
+		e := parse(t, typ, payload)
+		e.Tenant, e.Product = "t-1", Jira
+		return e.Edit()
+	}
+	return edit("jira.webhook.comment_"+event, `{"timestamp":1789380672345,"webhookEvent":"comment_`+event+`","comment":`+comment+`,"issue":{"id":"10001","key":"ABC-7","fields":{"summary":"Export fails"}}}`),
+		edit("jira.webhook.issue_updated", `{"timestamp":1789380672399,"webhookEvent":"jira:issue_updated","issue_event_type_name":"issue_commented","comment":`+comment+`,"issue":`+smallIssue+`}`)
+}
+
+func TestEdit(t *testing.T) {
+	replace := func(old, to string) string {
+		require.Contains(t, editComment, old)
+		return strings.Replace(editComment, old, to, 1)
+	}
+	distinct := map[[16]byte]string{}
+	for name, comment := range map[string]string{
+		"server":                    editComment,
+		"cloud, ADF":                replace(`"Done, see the log."`, adfDoc),
+		"edited later":              replace(editAt, `"updated":"2026-09-14T10:11:12.346+0000"`),
+		"another comment":           replace(`"id":"5"`, `"id":"6"`),
+		"no updated":                replace(`,`+editAt, ``),
+		"no updated, ADF":           strings.Replace(replace(`"Done, see the log."`, adfDoc), `,`+editAt, ``, 1),
+		"null updated, edited":      strings.Replace(replace(editAt, `"updated":null`), "Done", "Not done", 1),
+		"no updated and no body":    `{"id":"5"}`,
+		"id like another's updated": replace(`"id":"5"`, `"id":"52026-09-14T10:11:12.345+0000"`),
+	} {
+		own, beside := edits(t, "created", comment)
+		require.NotZero(t, own.Key, name)
+		require.Equal(t, own.Key, beside.Key, name)
+		require.True(t, own.Specific, name)
+		require.False(t, beside.Specific, name)
+		changed, _ := edits(t, "updated", comment)
+		require.Equal(t, own, changed, "the kind of the event does not count")
+		if name == "cloud, ADF" {
+			server, _ := edits(t, "created", editComment)
+			require.Equal(t, server, own, "two forms of one body are one edit, while it has a time")
+			continue
+		}
+		require.Empty(t, distinct[own.Key], name)
+		distinct[own.Key] = name
+	}
+	// A number is the id that it spells, as a string does.
+	number, _ := edits(t, "created", replace(`"id":"5"`, `"id":5`))
+	text, _ := edits(t, "created", editComment)
+	require.Equal(t, text, number)
+
+	for name, comment := range map[string]string{
+		"no id": replace(`"id":"5",`, ``), "id is null": replace(`"id":"5"`, `"id":null`), "id is empty": replace(`"id":"5"`, `"id":""`),
+		"id is an object": replace(`"id":"5"`, `"id":{"id":"5"}`), "no comment": `null`,
+	} {
+		own, beside := edits(t, "created", comment)
+		require.Zero(t, own, name)
+		require.Zero(t, beside, name)
+	}
+}
+
+// Only webhooks tell of a change twice, and nobody tells of another's.
+func TestEditIsOfItsTenant(t *testing.T) {
+	for _, c := range formCases {
+		for _, typ := range strings.Fields(c.types) {
+			e := parse(t, typ, c.payload)
+			tells := strings.HasPrefix(typ, "jira.webhook.comment_")
+			require.Equal(t, tells, e.Edit() != Edit{}, typ)
+		}
+	}
+	var zero Event
+	require.Zero(t, zero.Edit(), "before Parse")
+
+	e := parse(t, "jira.webhook.comment_created", `{"comment":`+editComment+`}`)
+	keys := map[[16]byte]bool{}
+	for _, x := range []struct {
+		tenant  string
+		product Product
+	}{{"t-1", Jira}, {"t-2", Jira}, {"t-1", ServiceManagement}, {"", Jira}, {"jirat-1", ""}, {"rat-1", "ji"}} {
+		e.Tenant, e.Product = x.tenant, x.product
+		require.False(t, keys[e.Edit().Key], "%v", x)
+		keys[e.Edit().Key] = true
+		keys[e.Key()] = true
+	}
+	// A reused event tells of what it was parsed from last.
+	e.Type, e.Value = TypePrefix+"jira.rest.issue", []byte(smallIssue)
+	require.NoError(t, e.Parse())
+	require.Zero(t, e.Edit())
+}
