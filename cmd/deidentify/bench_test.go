@@ -184,7 +184,7 @@ func frame(b *testing.B, client *kafkaio.Client, topic string, f batch.Format) i
 	require.NoError(b, err)
 	defer os.RemoveAll(store.String())
 	return consume(b, client, topic, func(p int) func(*kafkaio.Batch) {
-		w, err := store.Writer(topic, p, batch.Options{Format: f})
+		w, err := store.Writer(context.Background(), topic, p, batch.Options{Format: f})
 		require.NoError(b, err)
 		var e schema.Event
 		var parts [1]scrub.Part

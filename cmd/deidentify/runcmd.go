@@ -58,7 +58,7 @@ func (c *runCmd) run(s *session) error {
 	if err != nil {
 		return err
 	}
-	log.Info("working", "topic", c.Topic, "partitions", len(info.Partitions), "group", c.Group, "tenants", policy.Len(), "tenants_offset", offset, "out", c.Out)
+	log.Info("working", "topic", c.Topic, "partitions", len(info.Partitions), "group", c.Group, "tenants", policy.Len(), "tenants_offset", offset, "out", store.String())
 	w := &worker{
 		client: client, store: store, policy: policy, log: log, now: s.now,
 		topic: c.Topic, group: c.Group, flush: c.flushLimits,

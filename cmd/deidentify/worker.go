@@ -55,20 +55,20 @@ func (w *worker) run(parent context.Context) error {
 	ctx, cancel := context.WithCancel(parent)
 	defer cancel()
 	var mu sync.Mutex
-	left := len(w.drain)
+	drained := map[int]bool{} // a rebalance may hand a partition out again
 	err := w.client.Consume(ctx, w.group, w.topic, func(ctx context.Context, a *kafkaio.Assignment) error {
 		if err := w.partition(ctx, a); err != nil || w.drain == nil {
 			return err
 		}
 		mu.Lock()
-		if left--; left == 0 {
+		if drained[a.Partition] = true; len(drained) == len(w.drain) {
 			cancel()
 		}
 		mu.Unlock()
 		<-ctx.Done() // stay a member, or the group would hand the partition on
 		return nil
 	})
-	if err == nil && w.drain != nil && left > 0 {
+	if err == nil && len(drained) < len(w.drain) {
 		err = parent.Err()
 	}
 	return err
@@ -78,13 +78,19 @@ func (w *worker) run(parent context.Context) error {
 // only a hint for lag; the position is what the data set says.
 func (w *worker) partition(ctx context.Context, a *kafkaio.Assignment) error {
 	for {
-		err := w.batches(ctx, a)
+		tip, err := w.store.Next(w.topic, a.Partition)
+		if err == nil {
+			err = w.batches(ctx, a)
+		}
 		if !errors.Is(err, batch.ErrCommitted) {
 			return err
 		}
 		// Another worker, which held the partition before us or does not yet
 		// know that it lost it, took the range. Its commit stands; go on after it.
 		w.log.Info("another worker committed first", "topic", w.topic, "partition", a.Partition)
+		if next, e := w.store.Next(w.topic, a.Partition); e == nil && next <= tip {
+			return fmt.Errorf("%s/%d: %v does not list the commit that it says is there after offset %d: %w", w.topic, a.Partition, w.store, tip, err)
+		}
 	}
 }
 
@@ -118,10 +124,11 @@ func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 	}
 	opts := w.opts
 	opts.Consent = w.consent()
-	wr, err := w.store.Writer(w.topic, p, opts)
+	wr, err := w.store.Writer(ctx, w.topic, p, opts)
 	if err != nil {
 		return err
 	}
+	defer wr.Close()
 	start := wr.Start()
 	r, err := w.client.Offsets(ctx, w.topic, []int{p})
 	if err != nil {
@@ -169,11 +176,23 @@ func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 			return err
 		}
 		// Nothing is fetched while a batch is committed: a slow store slows the
-		// reading of its partition.
-		if err := w.client.Fetch(ctx, w.topic, p, pos, &b); err != nil {
-			if ctx.Err() != nil {
-				continue // commit what is buffered, then leave
-			}
+		// reading of its partition. A fetch that brokers keep waiting ends when
+		// the batch is due.
+		fetching, cancel := ctx, context.CancelFunc(func() {})
+		if !began.IsZero() {
+			fetching, cancel = context.WithTimeout(ctx, w.flush.FlushAge-w.now().Sub(began))
+		}
+		err := w.client.Fetch(fetching, w.topic, p, pos, &b)
+		late := fetching.Err() != nil
+		cancel()
+		if err != nil && late {
+			continue // commit what is buffered, then leave or go on
+		}
+		if err != nil && pos > start {
+			// What was read counts, whatever became of what follows it.
+			err = errors.Join(err, commit())
+		}
+		if err != nil {
 			return err
 		}
 		_ = failpoint.At(failpoint.Point{Op: "polled", Name: a.Topic})
@@ -191,9 +210,15 @@ func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {
 				if err := commit(); err != nil {
 					return err
 				}
+				if ctx.Err() != nil {
+					break // the partition is another's: leave the rest of the fetch
+				}
 			}
 		}
-		if pos = b.Next; began.IsZero() && pos > start {
+		if ctx.Err() == nil {
+			pos = b.Next
+		}
+		if began.IsZero() && pos > start {
 			began = w.now() // only holes so far
 		}
 		if w.progress != nil {

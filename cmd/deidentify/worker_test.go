@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -9,10 +10,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"winnow/internal/broker"
+	"winnow/internal/failpoint"
+	"winnow/internal/ingest"
 	"winnow/internal/kafkaio"
 	"winnow/pkg/batch"
 	"winnow/pkg/gate"
@@ -141,7 +145,7 @@ func TestBadRecordsOnTheTopic(t *testing.T) {
 func TestPanicIsOneRecordsLoss(t *testing.T) {
 	store, err := batch.Create(filepath.Join(t.TempDir(), "out"))
 	require.NoError(t, err)
-	wr, err := store.Writer(eventsTopic, 0, batch.Options{})
+	wr, err := store.Writer(context.Background(), eventsTopic, 0, batch.Options{})
 	require.NoError(t, err)
 	var log bytes.Buffer
 	l := line{policy: nil, w: wr, log: slog.New(slog.NewTextHandler(&log, nil))} // a nil policy is the fault
@@ -237,5 +241,109 @@ func TestReadmeExamples(t *testing.T) {
 		if l = strings.Join(strings.Fields(l), " "); l != "…" && !strings.HasPrefix(l, "committed") {
 			require.Contains(t, printed, l)
 		}
+	}
+}
+
+// TestSecondExport: tomorrow's export of the same name and lines holds other
+// records; they are not repeats of today's.
+func TestSecondExport(t *testing.T) {
+	dir := t.TempDir()
+	b, err := broker.Start(filepath.Join(dir, "broker"), broker.Options{})
+	require.NoError(t, err)
+	defer b.Close()
+	client, err := kafkaio.Dial([]string{b.Addr()}, kafkaio.Options{ClientID: "test"})
+	require.NoError(t, err)
+	defer client.Close()
+	require.NoError(t, ingest.EnsureEvents(t.Context(), client, eventsTopic, 1))
+	policy := gate.NewPolicy(gate.Options{AssumeConsent: true})
+	door := ingest.Door{Policy: policy, AssumeConsent: true, EventTime: ingest.OfRecord, Now: fixedNow, Name: "replay"}
+	for _, day := range []string{"today", "tomorrow", "tomorrow"} {
+		file := filepath.Join(dir, "export.jsonl")
+		require.NoError(t, os.WriteFile(file, []byte(`{"id":"1","key":"A-1","fields":{"summary":"text of `+day+`"}}`+"\n"), 0o644))
+		files, err := ingest.Files([]string{file})
+		require.NoError(t, err)
+		p := client.Producer(eventsTopic)
+		_, err = door.Replay(t.Context(), files, p, func(int64) {})
+		require.NoError(t, err)
+		require.NoError(t, p.Close())
+	}
+	out := filepath.Join(dir, "out")
+	store, err := batch.Create(out)
+	require.NoError(t, err)
+	w := &worker{
+		client: client, store: store, policy: policy, now: fixedClock, log: slog.New(slog.DiscardHandler),
+		topic: eventsTopic, group: "test", flush: flushLimits{FlushBytes: 1 << 20, FlushRecords: 300, FlushAge: time.Hour}, drain: map[int]int64{0: 3},
+	}
+	require.NoError(t, w.run(t.Context()))
+	rows := rowsOf(t, out)
+	require.Len(t, rows, 2, "the last was loaded twice")
+	require.Equal(t, []string{"text of today", "text of tomorrow"}, []string{rows[0].Text, rows[1].Text})
+}
+
+// TestDrainOverRebalance: a partition that is done and is handed out again, for
+// another member came and went, is not counted for one that is not done.
+func TestDrainOverRebalance(t *testing.T) {
+	dir := t.TempDir()
+	b, err := broker.Start(filepath.Join(dir, "broker"), broker.Options{})
+	require.NoError(t, err)
+	defer b.Close()
+	options := kafkaio.Options{ClientID: "test", MaxBytes: 1500, SessionTimeout: 2 * time.Second}
+	client, err := kafkaio.Dial([]string{b.Addr()}, options)
+	require.NoError(t, err)
+	defer client.Close()
+	require.NoError(t, client.EnsureTopic(t.Context(), eventsTopic, 2, nil))
+	p := client.Producer(eventsTopic)
+	for i := range 200 {
+		e := schema.Envelope{ID: strconv.Itoa(i), Origin: "test", Type: "winnow.jira.rest.issue", Time: fixedNow, Tenant: gate.LocalTenant, Product: schema.Jira}
+		require.NoError(t, p.Produce(t.Context(), kafkaio.Message{Key: []byte(strconv.Itoa(i)), Value: []byte(`{"id":"1","key":"A-1","fields":{"summary":"x"}}`), Headers: e.AppendHeaders(nil), Time: fixedNow}))
+	}
+	require.NoError(t, p.Close())
+	ranges, err := client.Offsets(t.Context(), eventsTopic, []int{0, 1})
+	require.NoError(t, err)
+	store, err := batch.Create(filepath.Join(dir, "out"))
+	require.NoError(t, err)
+
+	// Partition 1 is slow, and waits for the other member before it ends.
+	came := make(chan struct{})
+	failpoint.Hook = func(p failpoint.Point) error {
+		if p.Op == "open" && strings.HasPrefix(p.Name, "_intents/"+eventsTopic+"/1/") {
+			time.Sleep(50 * time.Millisecond)
+		}
+		return nil
+	}
+	defer func() { failpoint.Hook = nil }()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		defer close(came)
+		for end := int64(0); end < ranges[0].End; {
+			if waitFor(ctx, 10*time.Millisecond) != nil {
+				return
+			}
+			end, _ = store.Next(eventsTopic, 0)
+		}
+		other, err := kafkaio.Dial([]string{b.Addr()}, options)
+		if err != nil {
+			return
+		}
+		defer other.Close()
+		_ = other.Consume(ctx, "test", eventsTopic, func(ctx context.Context, _ *kafkaio.Assignment) error {
+			cancel() // and away again
+			<-ctx.Done()
+			return ctx.Err()
+		})
+	}()
+	w := &worker{
+		client: client, store: store, policy: gate.NewPolicy(gate.Options{AssumeConsent: true}), now: fixedClock, log: slog.New(slog.DiscardHandler),
+		topic: eventsTopic, group: "test", flush: flushLimits{FlushBytes: 1 << 20, FlushRecords: 2, FlushAge: time.Hour},
+		drain: map[int]int64{0: ranges[0].End, 1: ranges[1].End},
+	}
+	require.NoError(t, w.run(t.Context()))
+	cancel()
+	<-came
+	for p, r := range ranges {
+		end, err := store.Next(eventsTopic, p)
+		require.NoError(t, err)
+		require.Equal(t, r.End, end, "partition %d", p)
 	}
 }

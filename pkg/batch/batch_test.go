@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,7 +86,7 @@ func (s *Store) dir() string { return s.storage.(*disk).root }
 
 func open(t testing.TB, s *Store, o Options) *Writer {
 	t.Helper()
-	w, err := s.Writer(topic, 0, o)
+	w, err := s.Writer(context.Background(), topic, 0, o)
 	require.NoError(t, err)
 	return w
 }
@@ -465,17 +466,17 @@ func TestCreateOpen(t *testing.T) {
 func TestPartitionNames(t *testing.T) {
 	s, in := dataset(t), newSource(t)
 	for _, name := range []string{"", ".", "..", "a/b", "a b", "événements", strings.Repeat("t", maxTopic+1)} {
-		_, err := s.Writer(name, 0, Options{})
+		_, err := s.Writer(context.Background(), name, 0, Options{})
 		require.Error(t, err, "topic %q", name)
 		_, err = s.Next(name, 0)
 		require.Error(t, err, "topic %q", name)
 	}
-	_, err := s.Writer(topic, -1, Options{})
+	_, err := s.Writer(context.Background(), topic, -1, Options{})
 	require.Error(t, err)
 	// The longest name, and names that only the shape of the rest tells apart.
 	var want []Partition
 	for _, p := range []Partition{{strings.Repeat("t", maxTopic), 1<<31 - 1}, {"a", 1}, {"a-1-00000000000000000000", 1}, {"a-1", 2}, {"a-1", 10}} {
-		w, err := s.Writer(p.Topic, p.Partition, Options{Format: JSONL})
+		w, err := s.Writer(context.Background(), p.Topic, p.Partition, Options{Format: JSONL})
 		require.NoError(t, err)
 		r := in.record(0, "x", func(e *schema.Event) { e.Source = schema.Source{Topic: p.Topic, Partition: p.Partition} })
 		require.NoError(t, w.Add(r))
@@ -496,7 +497,7 @@ func TestTopicMadeAnew(t *testing.T) {
 	s := dataset(t)
 	_, err := open(t, s, Options{TopicID: "one"}).Commit(0)
 	require.NoError(t, err)
-	_, err = s.Writer(topic, 0, Options{TopicID: "two"})
+	_, err = s.Writer(context.Background(), topic, 0, Options{TopicID: "two"})
 	require.ErrorContains(t, err, "another id")
 	_, err = open(t, s, Options{TopicID: "one"}).Commit(1)
 	require.NoError(t, err)
@@ -544,7 +545,7 @@ func TestRowGroups(t *testing.T) {
 	c, err := w.Commit(6)
 	require.NoError(t, err)
 	require.True(t, slices.Equal(want, allTexts(t, s)))
-	b, err := s.load(t.Context(), &c, &c.Files[0], c.Attempt)
+	b, err := s.load(t.Context(), &c, &c.Files[0], 0, c.Attempt)
 	require.NoError(t, err)
 	f, err := parquet.OpenFile(strings.NewReader(string(b)), int64(len(b)))
 	require.NoError(t, err)

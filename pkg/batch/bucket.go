@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"path"
@@ -30,8 +32,10 @@ type bucket struct {
 }
 
 // How long one request may take, and how long one that fails for a reason that
-// passes is repeated. The client's own few retries come within each request.
-// Tests make them short.
+// passes is repeated. The client's own few retries come within each request. A
+// commit to a store that is down ends after at most twice the sum: the second
+// time is for its read of what stands, or for removing what it wrote. Tests
+// make both short.
 var (
 	requestTime = time.Minute
 	patience    = 2 * time.Minute
@@ -70,6 +74,8 @@ func (b *bucket) try(ctx context.Context, op, name string, request func(context.
 		})
 		switch {
 		case err == nil || ctx.Err() != nil:
+		case apiCode(err) == "NoSuchBucket":
+			err = errors.New("there is no such bucket")
 		case gcerrors.Code(err) == gcerrors.NotFound:
 			err = fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 		case passes(err) && time.Since(start) < patience:
@@ -89,12 +95,25 @@ func (b *bucket) try(ctx context.Context, op, name string, request func(context.
 	}
 }
 
+// apiCode returns the word that the store's answer gives its error, if any.
+func apiCode(err error) string {
+	var api smithy.APIError
+	if errors.As(err, &api) {
+		return api.ErrorCode()
+	}
+	return ""
+}
+
 // passes reports whether a request that failed with err may succeed later. 409
 // is S3's answer to a conditional request that meets another one on the same
 // key: neither has happened yet.
 func passes(err error) bool {
 	if errors.Is(err, fs.ErrExist) || errors.Is(err, context.Canceled) {
 		return false
+	}
+	switch apiCode(err) {
+	case "RequestTimeout", "RequestTimeTooSkewed", "ExpiredToken":
+		return true // of the body, of the clock, of credentials that are renewed
 	}
 	var res *smithyhttp.ResponseError
 	if errors.As(err, &res) {
@@ -105,8 +124,11 @@ func passes(err error) bool {
 			return code >= 500 || code < 400
 		}
 	}
+	// Of the connection; the last two while a body was read, which the client
+	// does not repeat.
 	var oe *smithy.OperationError
-	return errors.As(err, &oe) || errors.Is(err, context.DeadlineExceeded) // of the connection
+	var ne net.Error
+	return errors.As(err, &oe) || errors.As(err, &ne) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func (b *bucket) read(ctx context.Context, name string) (data []byte, err error) {
@@ -126,8 +148,7 @@ func (b *bucket) write(ctx context.Context, name string, data []byte) error {
 func (b *bucket) create(ctx context.Context, name, _ string, data []byte) error {
 	return b.try(ctx, "create", name, func(ctx context.Context) error {
 		err := b.blobs.WriteAll(ctx, name, data, &blob.WriterOptions{IfNotExist: true})
-		var api smithy.APIError
-		if errors.As(err, &api) && api.ErrorCode() == "PreconditionFailed" {
+		if apiCode(err) == "PreconditionFailed" {
 			return fs.ErrExist
 		}
 		return err

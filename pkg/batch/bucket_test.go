@@ -127,10 +127,10 @@ func TestEveryRequestFails(t *testing.T) {
 					})
 					// What passes is waited for, what does not ends the process.
 					switch x.fault {
-					case s3.Denied:
-						require.Error(t, err)
-						require.ErrorContains(t, err, server.Bucket)
-					case s3.Exists:
+					case s3.Denied, s3.Exists:
+						if err != nil { // a removal that fails is left to the next sweep
+							require.ErrorContains(t, err, "s3://"+server.Bucket+"/")
+						}
 					default:
 						require.NoError(t, err, "request %d, fault %d", x.request, x.fault)
 					}
@@ -142,36 +142,35 @@ func TestEveryRequestFails(t *testing.T) {
 	t.Log(len(creates), "requests,", len(todo), "runs")
 }
 
-// Requests fail at random, many at once, over a longer chain.
+// Requests fail at random over a longer chain, one in eight, in every way.
 func TestRequestsFailAtRandom(t *testing.T) {
 	server, in := s3.Start(t), newSource(t)
 	setAccount(t, server)
 	p := s3.StartProxy(t, server)
-	const commits = 12
+	const commits = 8
 	for seed := range uint64(2) {
 		l := newLog(in, bucketAt(p.Server, fmt.Sprint("seed-", seed)), commits+1)
 		var mu sync.Mutex
-		draw := rand.New(rand.NewPCG(seed, 0))
-		p.Set(func(r *http.Request) s3.Fault {
+		draw, failed := rand.New(rand.NewPCG(seed, 0)), 0
+		next := func() s3.Fault {
 			mu.Lock()
-			i := draw.IntN(8 * len(bucketFaults))
-			mu.Unlock()
-			if i >= len(bucketFaults) {
+			defer mu.Unlock()
+			if draw.IntN(8) > 0 {
 				return s3.Pass
 			}
-			return fault(r, bucketFaults[i])
-		})
+			failed++
+			return bucketFaults[failed%len(bucketFaults)]
+		}
+		p.Set(func(r *http.Request) s3.Fault { return fault(r, next()) })
 		died := 0
-		for l.process(commits*logBatch, l.raceOf(int64(seed)*3*logBatch)) != nil {
+		for l.process(commits*logBatch, l.raceOf(int64(seed+1)*3*logBatch)) != nil {
 			died++
 			require.Less(t, died, 1000, "it makes no progress")
 		}
-		for _, f := range bucketFaults {
-			require.NotZero(t, p.Count(f), "fault %d", f)
-		}
+		require.Greater(t, failed, 2*len(bucketFaults))
 		p.Set(nil)
 		l.finish()
-		t.Log("died", died, "times")
+		t.Log("died", died, "times of", failed, "faults")
 	}
 }
 
@@ -203,44 +202,50 @@ func TestExistsThoughFree(t *testing.T) {
 // says where, when patience is at its end: twice, for files that were written
 // are to be removed.
 func TestBucketDown(t *testing.T) {
-	setPatience(t, 100*time.Millisecond, 300*time.Millisecond)
-	server, in := s3.Start(t), newSource(t)
+	setPatience(t, 500*time.Millisecond, 300*time.Millisecond)
+	server := s3.Start(t)
 	setAccount(t, server)
-	p := s3.StartProxy(t, server)
-	for name, rule := range map[string]s3.Rule{
-		"errors":    func(*http.Request) s3.Fault { return s3.InternalError },
-		"conflicts": func(*http.Request) s3.Fault { return s3.Conflict },
-		"silence":   func(r *http.Request) s3.Fault { return s3.Delay(r, time.Hour) },
-		"cuts":      func(*http.Request) s3.Fault { return s3.LoseReply },
-	} {
-		for _, from := range []string{"_intents/", "in-app/", "_commits/"} {
-			t.Run(name+" from "+from, func(t *testing.T) {
-				l := newLog(source{t, in.s}, bucketAt(p.Server, name+" "+from), 2)
-				s, err := Create(l.location)
-				require.NoError(t, err)
-				w := open(t, s, l.options)
-				var down atomic.Bool
-				p.Set(func(r *http.Request) s3.Fault {
-					if down.Load() || r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/"+from) {
-						down.Store(true)
-						return rule(r)
-					}
-					return s3.Pass
+	t.Run("", func(t *testing.T) {
+		for name, rule := range map[string]s3.Rule{
+			"errors":    func(*http.Request) s3.Fault { return s3.InternalError },
+			"conflicts": func(*http.Request) s3.Fault { return s3.Conflict },
+			"silence":   func(r *http.Request) s3.Fault { s3.Delay(r, 3*requestTime); return s3.InternalError },
+			"cuts":      func(*http.Request) s3.Fault { return s3.LoseReply },
+		} {
+			for _, from := range []string{"_intents/", "_commits/"} {
+				t.Run(name+" from "+from, func(t *testing.T) {
+					t.Parallel()
+					down(t, s3.StartProxy(t, server), name, from, rule)
 				})
-				last := l.fill(w)
-				start := time.Now()
-				err = l.commit(w, last)
-				took := time.Since(start)
-				p.Set(nil)
-				require.ErrorContains(t, err, "s3://"+server.Bucket+"/"+name)
-				require.ErrorContains(t, err, " "+from)
-				require.NotErrorIs(t, err, ErrCommitted)
-				require.GreaterOrEqual(t, took, patience)
-				require.Less(t, took, 2*(patience+requestTime)+2*time.Second)
-				l.finish()
-			})
+			}
 		}
-	}
+	})
+}
+
+func down(t *testing.T, p *s3.Proxy, name, from string, rule s3.Rule) {
+	l := newLog(newSource(t), bucketAt(p.Server, name+" "+from), 2)
+	s, err := Create(l.location)
+	require.NoError(t, err)
+	w := open(t, s, l.options)
+	last := l.fill(w)
+	var down atomic.Bool
+	p.Set(func(r *http.Request) s3.Fault {
+		if down.Load() || r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/"+from) {
+			down.Store(true)
+			return rule(r)
+		}
+		return s3.Pass
+	})
+	start := time.Now()
+	err = l.commit(w, last)
+	took := time.Since(start)
+	p.Set(nil)
+	require.ErrorContains(t, err, "s3://"+p.Bucket+"/"+name)
+	require.ErrorContains(t, err, " "+from)
+	require.NotErrorIs(t, err, ErrCommitted)
+	require.GreaterOrEqual(t, took, patience)
+	require.Less(t, took, 2*(patience+requestTime)+5*time.Second) // the machine may be busy
+	l.finish()
 }
 
 // A process that dies before or after any request leaves what the next one
@@ -265,7 +270,7 @@ func TestKillInBucket(t *testing.T) {
 				}
 			}()
 			require.NoError(t, l.process(logBatch, nil))
-			require.Greater(t, points, 30)
+			require.Greater(t, points, 20)
 		}()
 		failpoint.Hook = nil
 		l.finish()

@@ -63,7 +63,7 @@ func (f Fault) String() string { return f.Coordinates + ": " + f.Problem }
 func (s *Store) Check(ctx context.Context) (Report, error) { return s.check(ctx, time.Now()) }
 
 func (s *Store) check(ctx context.Context, now time.Time) (Report, error) {
-	k := checker{store: s, now: now, named: map[string]string{}, replaced: map[string]time.Time{}, intended: map[string]bool{}, chains: map[Partition]chainNames{}}
+	k := checker{store: s, now: now, named: map[string]string{}, replaced: map[string]time.Time{}, intended: map[string]bool{}, newest: map[string]int{}, chains: map[Partition]chainNames{}}
 	// Files are listed first, then intents, and the chains are read last. A
 	// writer goes the other way: intent, files, commit, and then the intent
 	// goes. So a file that is listed is, if its intent is gone by then, in the
@@ -106,6 +106,7 @@ type checker struct {
 	named    map[string]string    // data file → the commit that names it
 	replaced map[string]time.Time // files that a generation replaced → when
 	intended map[string]bool      // files that an intent lists
+	newest   map[string]int       // directory of a commit's generations → the newest
 	chains   map[Partition]chainNames
 }
 
@@ -160,7 +161,7 @@ func (k *checker) orphan(name string, modified time.Time) {
 }
 
 func (k *checker) chain(ctx context.Context, p Partition) error {
-	extends, others, err := k.store.names(ctx, p)
+	extends, others, err := k.store.linked(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -229,6 +230,7 @@ func (k *checker) commit(ctx context.Context, c *Commit) error {
 	}
 	if g != nil {
 		k.Generations++
+		k.newest[c.generations()] = g.Generation
 		k.replacements(ctx, c, g.Generation)
 	}
 	files, gone := c.current(g)
@@ -250,7 +252,7 @@ func (k *checker) commit(ctx context.Context, c *Commit) error {
 			continue
 		}
 		k.named[f.Path] = at
-		b, err := k.store.load(ctx, c, &f.File, f.attempt)
+		b, err := k.store.load(ctx, c, &f.File, f.generation, f.attempt)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = errors.New("the file is missing")
 		}
@@ -404,6 +406,13 @@ func (k *checker) unnamed(ctx context.Context, f dataFile) error {
 	case replaced:
 		f.modified = since // it was part of the dataset until then
 		k.Dead = append(k.Dead, f.path)
+	case taken && f.generation > 0:
+		// An erasure may be about to create the generation; else it is dead
+		// once another attempt has.
+		c := Commit{Topic: f.part.Topic, Partition: f.part.Partition, Start: f.extends}
+		if f.generation <= k.newest[c.generations()] {
+			k.Dead = append(k.Dead, f.path)
+		}
 	case taken && attempt == f.attempt:
 		problem = "not named by the commit of its own attempt"
 	case taken:

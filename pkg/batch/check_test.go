@@ -318,7 +318,7 @@ func TestCheckBesideWriters(t *testing.T) {
 				default:
 				}
 				next, err := s.Next(topic, 0)
-				w, err2 := s.Writer(topic, 0, Options{Format: JSONL})
+				w, err2 := s.Writer(context.Background(), topic, 0, Options{Format: JSONL})
 				if errs[i] = errors.Join(err, err2); errs[i] != nil {
 					return
 				}

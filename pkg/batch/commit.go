@@ -136,9 +136,13 @@ func (c *Commit) Source() schema.Source {
 	return schema.Source{Topic: c.Topic, Partition: c.Partition, Offset: c.Start}
 }
 
-// path returns the only path that the file may have if the attempt wrote it.
-func (c *Commit) path(f *File, attempt string) string {
+// path returns the only path that the file may have if the attempt wrote it:
+// the commit's own attempt, or that of one of its generations, else 0.
+func (c *Commit) path(f *File, generation int, attempt string) string {
 	name := fmt.Sprintf("%020d-%s", c.extends(), attempt)
+	if generation > 0 {
+		name = fmt.Sprintf("%020d-g%06d-%s", c.extends(), generation, attempt)
+	}
 	switch f.Stream {
 	case StreamQuarantine:
 		return path.Join(quarantineDir, c.Topic, strconv.Itoa(c.Partition), name+".jsonl")
@@ -204,7 +208,25 @@ func (s *Store) names(ctx context.Context, p Partition) (extends []int64, others
 		others = append(others, e.name)
 		return nil
 	})
+	slices.Sort(extends) // not every store lists in order
 	return extends, others, err
+}
+
+// linked is names for who reads the whole chain. A directory that is listed
+// while commits are added may show a later one and not an earlier one. What the
+// first listing shows last was made after all before it, so the second shows
+// those.
+func (s *Store) linked(ctx context.Context, p Partition) (extends []int64, others []string, err error) {
+	first, others, err := s.names(ctx, p)
+	if err != nil || len(first) == 0 {
+		return nil, others, err
+	}
+	extends, others, err = s.names(ctx, p)
+	n, found := slices.BinarySearch(extends, first[len(first)-1])
+	if found {
+		n++
+	}
+	return extends[:n], others, err
 }
 
 // tip returns the last commit of the chain, or a Commit with End 0 when there
@@ -235,7 +257,7 @@ func (s *Store) Chain(topic string, partition int) ([]Commit, error) {
 	if err := p.validate(); err != nil {
 		return nil, err
 	}
-	ns, _, err := s.names(ctx, p)
+	ns, _, err := s.linked(ctx, p)
 	if err != nil {
 		return nil, err
 	}

@@ -309,7 +309,7 @@ func TestSweep(t *testing.T) {
 		c := Commit{Topic: topic, Partition: partition, Start: start, Attempt: uuid.NewString(), Genesis: start == 0}
 		c.Files = []File{{Stream: StreamInApp, Region: "eu", Month: "2026-09"}, {Stream: StreamQuarantine}}
 		for i := range c.Files {
-			c.Files[i].Path = put(c.path(&c.Files[i], c.Attempt), "x")
+			c.Files[i].Path = put(c.path(&c.Files[i], 0, c.Attempt), "x")
 		}
 		require.NoError(t, s.intend(t.Context(), &c))
 		return []string{c.Files[0].Path, c.Files[1].Path, c.intentFile(),

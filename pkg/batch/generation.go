@@ -133,8 +133,9 @@ func (c *Commit) file(path string) *File {
 // one that its newest generation put in its place.
 type current struct {
 	File
-	attempt string      // whose name the file bears
-	gone    Replacement // what was removed from it
+	generation int         // that wrote it, or 0
+	attempt    string      // of it, whose name the file bears
+	gone       Replacement // what was removed from it
 }
 
 // current returns the files that hold a commit's rows now, and nothing for
@@ -152,7 +153,7 @@ func (c *Commit) current(g *Generation) (files []current, gone []Replacement) {
 		case !ok:
 			files = append(files, current{File: f, attempt: c.Attempt})
 		case r.File != nil:
-			files = append(files, current{File: *r.File, attempt: g.Attempt, gone: r})
+			files = append(files, current{File: *r.File, generation: g.Generation, attempt: g.Attempt, gone: r})
 		}
 		if ok {
 			gone = append(gone, r)

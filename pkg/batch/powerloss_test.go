@@ -1,6 +1,7 @@
 package batch
 
 import (
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"iter"
@@ -17,6 +18,21 @@ import (
 
 	"winnow/internal/failpoint"
 )
+
+// What was broken by hand in the code, and the test that failed:
+//
+//	writeFile does not sync the file                     PowerFails, AfterKill, InRace
+//	writeFiles does not settle the data directories      PowerFails, AfterKill, InRace
+//	create does not sync the directory after link        PowerFails, AfterKill, InRace
+//	claim does not settle what it lost to                InRace: a loser's file goes first
+//	abandon does not settle before the intent goes       PowerFails, AfterKill
+//	abandon removes the intent before the files          PowerFails
+//	intend does not settle the intent                    PowerFails, AfterKill, InRace
+//	makeDir does not sync the parent                     PowerFails, AfterKill, InRace
+//	makeDir, makeRoot take what exists for durable       AfterKill
+//	Sweep does not settle the commits                    InRace
+//	Sweep acts on a commit that it has not listed        SweepBesideLink
+//	claim takes any commit for its own                   PowerFails, InRace
 
 // power is what a file system knows of a directory, and what of it is on the
 // disk: the least that POSIX promises, and what ext4 and XFS may leave at
@@ -242,7 +258,7 @@ func (d *power) location() string { return d.real(d.at) }
 
 // recovers demands of an image that a new process finds a sound dataset with
 // all that was reported as durable, and carries the log to its end.
-func (d *power) recovers(in source, i *image, end int64) {
+func (d *power) recovers(in source, i *image, end int64, swept bool) {
 	defer func() {
 		if d.t.Failed() {
 			d.t.Log("power failed", i.when)
@@ -258,7 +274,7 @@ func (d *power) recovers(in source, i *image, end int64) {
 		}
 	}
 	l := newLog(in, filepath.Join(base, filepath.FromSlash(d.at)), end/logBatch)
-	l.acked = i.acked
+	l.acked, l.swept = i.acked, swept
 	s, err := Create(l.location)
 	require.NoError(d.t, err)
 	l.verify(s)
@@ -292,7 +308,7 @@ func TestPowerFails(t *testing.T) {
 	d.fail("in the end", l.acked)
 	require.Len(t, l.acked, 3)
 	for i := range d.images {
-		d.recovers(in, &d.images[i], l.end)
+		d.recovers(in, &d.images[i], l.end, false)
 	}
 	t.Log(len(d.images), "images")
 }
@@ -328,7 +344,7 @@ func TestPowerFailsAfterKill(t *testing.T) {
 		failpoint.Hook = nil
 		d.fail(fmt.Sprint("in the end, after a kill at point ", n), l.acked)
 		for i := range d.images {
-			d.recovers(in, &d.images[i], l.end)
+			d.recovers(in, &d.images[i], l.end, false)
 		}
 		images += len(d.images)
 	}
@@ -340,8 +356,8 @@ func TestPowerFailsAfterKill(t *testing.T) {
 // commit is on the disk.
 func TestPowerFailsInRace(t *testing.T) {
 	in, images := newSource(t), 0
-	for seed := range uint64(200) {
-		images += powerRace(t, in, seed, seed%8 == 0)
+	for seed := range uint64(96) {
+		images += powerRace(t, in, seed, seed%12 == 0)
 	}
 	t.Log(images, "images")
 }
@@ -361,7 +377,7 @@ func powerRace(t *testing.T, in source, seed uint64, fails bool) int {
 		}
 	}
 	var yield func(struct{}) bool // of who runs; nil before the race
-	removed, linked, writing := 0, false, 0
+	removed, linked := 0, false
 	setHook(t, func(p failpoint.Point) error {
 		if c := decidedBy(p); c != "" {
 			removed++
@@ -371,14 +387,6 @@ func powerRace(t *testing.T, in source, seed uint64, fails bool) int {
 		}
 		follow(p)
 		linked = linked || p.Op == "link" && p.After
-		if p.Op == "open" && p.After {
-			switch path.Dir(p.Name) {
-			case Partition{topic, 0}.intents():
-				writing++
-			case Partition{topic, 0}.commits():
-				writing--
-			}
-		}
 		if yield != nil {
 			yield(struct{}{})
 		}
@@ -393,7 +401,7 @@ func powerRace(t *testing.T, in source, seed uint64, fails bool) int {
 	}
 	write := func() {
 		s := open()
-		w, err := s.Writer(topic, 0, l.options)
+		w, err := s.Writer(context.Background(), topic, 0, l.options)
 		require.NoError(t, err)
 		if err := l.commit(w, l.fill(w)); err != nil {
 			require.ErrorIs(t, err, ErrCommitted)
@@ -407,13 +415,12 @@ func powerRace(t *testing.T, in source, seed uint64, fails bool) int {
 	}
 	look := func() { clean(t, open()) }
 	type actor struct {
-		yield  func(struct{}) bool
-		next   func() (struct{}, bool)
-		sweeps bool
+		yield func(struct{}) bool
+		next  func() (struct{}, bool)
 	}
 	var actors []*actor
-	for i, f := range []func(){sweep, write, write, look} {
-		a := &actor{sweeps: i == 0}
+	for _, f := range []func(){sweep, write, write, look} {
+		a := &actor{}
 		next, stop := iter.Pull(func(y func(struct{}) bool) { a.yield = y; y(struct{}{}); f() })
 		defer stop()
 		a.next = next
@@ -422,9 +429,6 @@ func powerRace(t *testing.T, in source, seed uint64, fails bool) int {
 	}
 	for len(actors) > 0 {
 		i := d.rand.IntN(len(actors))
-		if actors[i].sweeps && writing > 0 {
-			continue // a loser that dies then leaves files that no intent tells of
-		}
 		yield, linked = actors[i].yield, false
 		for range []int{1, 3, 10, 40}[d.rand.IntN(4)] {
 			if _, more := actors[i].next(); !more {
@@ -445,9 +449,59 @@ func powerRace(t *testing.T, in source, seed uint64, fails bool) int {
 	d.rand.Shuffle(len(d.images), func(i, j int) { d.images[i], d.images[j] = d.images[j], d.images[i] })
 	d.images = d.images[:min(len(d.images), 25)] // of about 400; other seeds draw others
 	for i := range d.images {
-		d.recovers(in, &d.images[i], l.end)
+		d.recovers(in, &d.images[i], l.end, true)
 	}
 	return len(d.images)
+}
+
+// A commit is linked, and not yet durable, while a sweep is between its listing
+// and its removals. It may not act on it.
+func TestSweepBesideLink(t *testing.T) {
+	l := newLog(newSource(t), filepath.Join(memoryDir(t), "out"), 3)
+	require.NoError(t, l.process(logBatch, nil))
+	s, err := Open(l.location)
+	require.NoError(t, err)
+	dead, w := open(t, s, l.options), open(t, s, l.options)
+	c, rows := dead.attempt(l.fill(dead))
+	require.NoError(t, dead.writeFiles(t.Context(), &c, rows))
+	last := l.fill(w)
+
+	var yield func(failpoint.Point) bool
+	setHook(t, func(p failpoint.Point) error { yield(p); return nil })
+	commits := Partition{topic, 0}.commits()
+	run := func(f func(), until func(failpoint.Point) bool) (finish func()) {
+		var mine func(failpoint.Point) bool
+		next, stop := iter.Pull(func(y func(failpoint.Point) bool) {
+			mine, yield = y, y
+			f()
+		})
+		t.Cleanup(stop)
+		for {
+			yield = mine
+			if p, more := next(); !more || until(p) {
+				require.True(t, more, "it did not come to the point")
+				break
+			}
+		}
+		return func() {
+			for more := true; more; _, more = next() {
+				yield = mine
+			}
+		}
+	}
+	sweep := run(func() {
+		_, pending, err := s.Sweep(topic, 0)
+		require.NoError(t, err)
+		require.Equal(t, 1, pending)
+	}, func(p failpoint.Point) bool { return p.Op == "readdir" && p.Name == commits && p.After })
+	commit := run(func() { require.NoError(t, l.commit(w, last)) }, func(p failpoint.Point) bool { return p.Op == "link" && p.After })
+	sweep()
+	for _, f := range c.Files {
+		require.FileExists(t, s.abs(f.Path))
+	}
+	commit()
+	failpoint.Hook = nil
+	l.finish()
 }
 
 // decidedBy returns the commit that must stand before what a point removes may

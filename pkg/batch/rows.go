@@ -134,8 +134,8 @@ func encodeJSONL[T any](e *encoder, rows []T) ([]byte, error) {
 
 // load reads a data file of a commit whole and compares it with what the
 // commit says of it: nothing that differs is decoded.
-func (s *Store) load(ctx context.Context, c *Commit, f *File, attempt string) ([]byte, error) {
-	if f.Path != c.path(f, attempt) {
+func (s *Store) load(ctx context.Context, c *Commit, f *File, generation int, attempt string) ([]byte, error) {
+	if f.Path != c.path(f, generation, attempt) {
 		return nil, errors.New("the path is not the one that its commit, stream, region and month give")
 	}
 	b, err := s.storage.read(ctx, f.Path)
@@ -256,7 +256,7 @@ func (s *Store) ReadRows(c Commit, yield func(File, Row) error) error {
 		if f.Stream != StreamInApp {
 			continue
 		}
-		b, err := s.load(ctx, &c, &f.File, f.attempt)
+		b, err := s.load(ctx, &c, &f.File, f.generation, f.attempt)
 		if err == nil {
 			err = decode(c.Format, b, func(r Row) error { return yield(f.File, r) })
 		}

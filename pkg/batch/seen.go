@@ -1,9 +1,12 @@
 package batch
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Horizon is how far back a Writer remembers what it has written, in offsets
@@ -52,6 +55,108 @@ func (m *memory) add(s seenAt) {
 		clear(m.young)
 	}
 	m.young[s.key] = s.offset
+}
+
+// forget takes back what add added last under the key.
+func (m *memory) forget(s seenAt) {
+	if m.young[s.key] == s.offset {
+		delete(m.young, s.key)
+	}
+	if m.old[s.key] == s.offset {
+		delete(m.old, s.key)
+	}
+}
+
+// kept is a memory that no writer uses: of all keys below an offset that the
+// chain reached, and of none above it.
+type kept struct {
+	*memory
+	end int64
+}
+
+// keep keeps a memory for the next writer of the partition.
+func (s *Store) keep(p Partition, k kept) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.memories == nil {
+		s.memories = map[Partition]kept{}
+	}
+	s.memories[p] = k
+}
+
+// horizon is Horizon; tests make it short.
+var horizon int64 = Horizon
+
+// readers is how many files are read at once where there may be thousands.
+const readers = 32
+
+// remember returns the memory of the last horizon offsets below the tip of the
+// chain: a kept one, with what was committed since, or a new one.
+func (s *Store) remember(ctx context.Context, p Partition, tip int64) (*memory, error) {
+	s.mu.Lock()
+	k, ok := s.memories[p]
+	delete(s.memories, p)
+	s.mu.Unlock()
+	if !ok || k.end > tip || k.horizon != horizon {
+		k = kept{newMemory(horizon), 0}
+	}
+	ns, _, err := s.names(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	// A commit is named by its start, so the one that reaches over the bound is
+	// the last with a name at or below it.
+	from := max(k.end, tip-horizon)
+	first := len(ns)
+	for first > 0 && ns[first-1] >= from {
+		first--
+	}
+	if first > 0 && from > k.end {
+		first--
+	}
+	ns = ns[first:]
+	found := make([][]seenAt, len(ns))
+	g, reading := errgroup.WithContext(ctx)
+	g.SetLimit(readers)
+	for i, n := range ns {
+		read := func() (err error) { found[i], err = s.seenBy(reading, p, n); return err }
+		if len(ns) > readers {
+			g.Go(read)
+		} else if err := read(); err != nil {
+			return nil, err
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	for _, keys := range found {
+		for _, x := range keys {
+			k.add(x)
+		}
+	}
+	return k.memory, nil
+}
+
+// seenBy returns the keys of one commit.
+func (s *Store) seenBy(ctx context.Context, p Partition, extends int64) (keys []seenAt, err error) {
+	c, err := s.readCommit(ctx, p, extends)
+	if err != nil {
+		return nil, err
+	}
+	for i := range c.Files {
+		f := &c.Files[i]
+		if f.Stream != StreamSeen {
+			continue
+		}
+		b, err := s.load(ctx, &c, f, 0, c.Attempt)
+		if err == nil {
+			err = decodeSeen(b, c.Start, c.End, func(x seenAt) { keys = append(keys, x) })
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Path, err)
+		}
+	}
+	return keys, nil
 }
 
 // appendSeen appends the file of a commit's keys: for each, the distance of

@@ -2,16 +2,19 @@ package batch
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"winnow/internal/failpoint"
 	"winnow/pkg/schema"
 )
 
@@ -525,19 +528,19 @@ func TestSeenFileBroken(t *testing.T) {
 			require.Equal(t, f, r.Faults[0].Coordinates)
 			require.Contains(t, r.Faults[0].Problem, tc.want)
 			if name != "fewer entries" {
-				_, err = s.Writer(topic, 0, Options{TopicID: "id"})
+				_, err = s.Writer(context.Background(), topic, 0, Options{TopicID: "id"})
 				require.ErrorContains(t, err, tc.want)
 				require.ErrorContains(t, err, f)
 			}
 			// One that lies past the horizon is not read any more.
 			setHorizon(t, 3)
-			_, err = s.Writer(topic, 0, Options{TopicID: "id"})
+			_, err = s.Writer(context.Background(), topic, 0, Options{TopicID: "id"})
 			require.NoError(t, err)
 		})
 	}
 	s, cs := three(t, JSONL)
 	require.NoError(t, os.Remove(s.abs(cs[2].Files[slices.Index(streams(cs[2]), StreamSeen)].Path)))
-	_, err := s.Writer(topic, 0, Options{TopicID: "id"})
+	_, err := s.Writer(context.Background(), topic, 0, Options{TopicID: "id"})
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
@@ -561,5 +564,82 @@ func BenchmarkMemory(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		add()
+	}
+}
+
+// A writer that is closed leaves its memory to the next one in its process,
+// which reads only what others have committed since; what was added and not
+// committed is not remembered, for it may come to another end.
+func TestMemoryIsKept(t *testing.T) {
+	s, in := dataset(t), newSource(t)
+	id := func(i int) func(*schema.Event) { return func(e *schema.Event) { e.ID = fmt.Sprint("id ", i) } }
+	w := open(t, s, Options{})
+	for o := range int64(3) {
+		require.NoError(t, w.Add(in.record(o, fmt.Sprint("text ", o), id(int(o)))))
+	}
+	_, err := w.Commit(2)
+	require.NoError(t, err)
+	require.NoError(t, w.Add(in.record(3, "not committed", id(3))))
+	w.Close()
+	w.Close()
+	_, err = w.Commit(3)
+	require.ErrorContains(t, err, "closed")
+
+	// Another process decides otherwise over offset 3.
+	elsewhere, err := Open(s.dir())
+	require.NoError(t, err)
+	other := open(t, elsewhere, Options{})
+	other.Drop(src(3), schema.Withheld{Metadata: "opted_out", InApp: "opted_out"})
+	require.NoError(t, other.Add(in.record(4, "text 4", id(4))))
+	_, err = other.Commit(4)
+	require.NoError(t, err)
+
+	read := 0
+	setHook(t, func(p failpoint.Point) error {
+		if p.Op == "read" && p.After && strings.HasPrefix(p.Name, seenDir) {
+			read++
+		}
+		return nil
+	})
+	w = open(t, s, Options{})
+	failpoint.Hook = nil
+	require.Equal(t, 1, read, "the other's commit alone")
+	for i, of := range []int{3, 0, 4, 5} {
+		require.NoError(t, w.Add(in.record(int64(5+i), fmt.Sprint("again ", of), id(of))))
+	}
+	c, err := w.Commit(8)
+	require.NoError(t, err)
+	require.EqualValues(t, 2, c.InApp.Drops[schema.ReasonRepeat], "of 0 and 4")
+	require.Equal(t, []string{"text 0", "text 1", "text 2", "text 4", "again 3", "again 5"}, allTexts(t, s))
+	clean(t, s)
+}
+
+// Thousands of commits are read side by side, and no more of them than the
+// horizon reaches.
+func TestRememberReadsTheHorizon(t *testing.T) {
+	s, in := dataset(t), newSource(t)
+	w := open(t, s, Options{Format: JSONL})
+	const commits = 3 * readers
+	for o := range int64(commits) {
+		require.NoError(t, w.Add(in.record(o, "x", func(e *schema.Event) { e.ID = fmt.Sprint(o) })))
+		_, err := w.Commit(o)
+		require.NoError(t, err)
+	}
+	setHorizon(t, 2*readers)
+	for back, repeat := range map[int64]bool{2 * readers: true, 2*readers + 1: false, 1: true} {
+		fresh, err := Open(s.dir())
+		require.NoError(t, err)
+		var read atomic.Int64
+		setHook(t, func(p failpoint.Point) error {
+			if p.Op == "read" && p.After && strings.HasPrefix(p.Name, seenDir) {
+				read.Add(1)
+			}
+			return nil
+		})
+		w := open(t, fresh, Options{})
+		failpoint.Hook = nil
+		require.LessOrEqual(t, read.Load(), int64(2*readers+1))
+		require.NoError(t, w.Add(in.record(commits, "again", func(e *schema.Event) { e.ID = fmt.Sprint(commits - back) })))
+		require.Equal(t, repeat, w.sums.InApp.Drops[schema.ReasonRepeat] == 1, "%d back", back)
 	}
 }

@@ -72,8 +72,15 @@ func (s *Store) claim(ctx context.Context, name, tmp string, b []byte) (bool, er
 	if err == nil {
 		return true, nil
 	}
-	switch cur, e := s.storage.read(ctx, name); {
-	case errors.Is(e, fs.ErrNotExist) && errors.Is(err, fs.ErrExist):
+	cur, e := s.storage.read(ctx, name)
+	// A store may say that a name is taken a moment before it can be read:
+	// versitygw does.
+	for d := 10 * time.Millisecond; d < 500*time.Millisecond && errors.Is(err, fs.ErrExist) && errors.Is(e, fs.ErrNotExist); d *= 2 {
+		time.Sleep(d)
+		cur, e = s.storage.read(ctx, name)
+	}
+	switch {
+	case errors.Is(err, fs.ErrExist) && errors.Is(e, fs.ErrNotExist):
 		// Not a lost race: nobody has committed. A proxy may answer so.
 		return false, fmt.Errorf("%v says that %s is there when it is created, and that it is not when it is read", s.storage, name)
 	case errors.Is(e, fs.ErrNotExist):
@@ -104,11 +111,17 @@ const (
 // and removes them.
 func (s *Store) Probe(ctx context.Context) error {
 	dir := path.Join(probeDir, uuid.NewString())
-	for round := range probeRounds {
+	var err error
+	for round := 0; round < probeRounds && err == nil; round++ {
 		name := path.Join(dir, strconv.Itoa(round))
-		if err := s.probe(ctx, name); err != nil {
-			return fmt.Errorf("%v can not hold a data set: %w", s.storage, err)
-		}
+		err = s.probe(ctx, name)
+		// Also what a failed round left. On disk, names are files or
+		// directories, which go when they are empty.
+		_ = s.storage.remove(context.WithoutCancel(ctx), name)
+	}
+	_ = s.storage.remove(context.WithoutCancel(ctx), dir)
+	if err != nil {
+		return fmt.Errorf("%v can not hold a data set: %w", s.storage, err)
 	}
 	return nil
 }
@@ -158,7 +171,7 @@ func (s *Store) probe(ctx context.Context, name string) error {
 		return errors.New("a name that was just created is not listed")
 	}
 	if err := s.storage.remove(ctx, name); err != nil {
-		return fmt.Errorf("removing: %w", err)
+		return fmt.Errorf("removing what was just created: %w", err)
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -50,7 +51,12 @@ var dataDirs = []string{seenDir, quarantineDir, inAppDir, metadataDir}
 
 // Store is a dataset. It is safe for concurrent use, also by several
 // processes; a Writer is not.
-type Store struct{ storage storage }
+type Store struct {
+	storage storage
+
+	mu       sync.Mutex
+	memories map[Partition]kept // of partitions that have no writer in this process
+}
 
 // bucketScheme begins the location of a dataset in a bucket.
 const bucketScheme = "s3://"
@@ -98,7 +104,7 @@ func Open(location string) (*Store, error) {
 func at(location string, make bool) (*Store, error) {
 	if strings.HasPrefix(location, bucketScheme) {
 		b, err := openBucket(location)
-		return &Store{b}, err
+		return &Store{storage: b}, err
 	}
 	d := newDisk(location)
 	if make {
@@ -106,7 +112,7 @@ func at(location string, make bool) (*Store, error) {
 			return nil, err
 		}
 	}
-	return &Store{d}, nil
+	return &Store{storage: d}, nil
 }
 
 func (s *Store) open(ctx context.Context) error {
@@ -141,7 +147,7 @@ func (p Partition) String() string { return fmt.Sprintf("%s/%d", p.Topic, p.Part
 
 // maxTopic keeps the longest data file name within the 255 bytes that file
 // systems allow.
-const maxTopic = 255 - len("-2147483647-00000000000000000000-00000000-0000-0000-0000-000000000000.jsonl.zst")
+const maxTopic = 255 - len("-2147483647-00000000000000000000-g000000-00000000-0000-0000-0000-000000000000.jsonl.zst")
 
 var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]+$`) // Kafka's own rule
 
@@ -200,11 +206,12 @@ func (s *Store) partitions(ctx context.Context) (ps []Partition, strays []string
 
 // dataFile is a file that lies under the data directories, read from its path.
 type dataFile struct {
-	path    string // relative to the root, with slashes
-	part    Partition
-	extends int64 // see Commit.extends
-	attempt string
-	foreign bool // the path is not one that a writer makes; only path and modified are set
+	path       string // relative to the root, with slashes
+	part       Partition
+	extends    int64 // see Commit.extends
+	generation int   // that it was written for, or 0
+	attempt    string
+	foreign    bool // the path is not one that a writer makes; only path and modified are set
 
 	modified time.Time
 }
@@ -214,9 +221,9 @@ const uuidPattern = `[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`
 // The topic may itself hold '-' and digits; what follows it has a fixed shape
 // up to the end, so there is one way to read a name.
 var dataNames = []*regexp.Regexp{
-	regexp.MustCompile(`^(?:in-app/region=[a-z0-9-]+/dt=\d{4}-\d\d-01|metadata/window=\d{4}-\d\d)/([^/]+)-(\d+)-(\d{20})-(` + uuidPattern + `)\.(?:parquet|jsonl\.zst)$`),
-	regexp.MustCompile(`^_quarantine/([^/]+)/(\d+)/(\d{20})-(` + uuidPattern + `)\.jsonl$`),
-	regexp.MustCompile(`^_seen/([^/]+)/(\d+)/(\d{20})-(` + uuidPattern + `)\.ids$`),
+	regexp.MustCompile(`^(?:in-app/region=[a-z0-9-]+/dt=\d{4}-\d\d-01|metadata/window=\d{4}-\d\d)/([^/]+)-(\d+)-(\d{20})(?:-g(\d{6}))?-(` + uuidPattern + `)\.(?:parquet|jsonl\.zst)$`),
+	regexp.MustCompile(`^_quarantine/([^/]+)/(\d+)/(\d{20})()-(` + uuidPattern + `)\.jsonl$`),
+	regexp.MustCompile(`^_seen/([^/]+)/(\d+)/(\d{20})()-(` + uuidPattern + `)\.ids$`),
 }
 
 func parseDataFile(rel string) dataFile {
@@ -227,11 +234,12 @@ func parseDataFile(rel string) dataFile {
 		}
 		num, err1 := strconv.Atoi(m[2])
 		ext, err2 := strconv.ParseInt(m[3], 10, 64)
+		gen, _ := strconv.Atoi(m[4]) // six digits, or none
 		p := Partition{m[1], num}
-		if err1 != nil || err2 != nil || strconv.Itoa(num) != m[2] || p.validate() != nil {
+		if err1 != nil || err2 != nil || strconv.Itoa(num) != m[2] || p.validate() != nil || m[4] != "" && gen == 0 {
 			break
 		}
-		return dataFile{path: rel, part: p, extends: ext, attempt: m[4]}
+		return dataFile{path: rel, part: p, extends: ext, generation: gen, attempt: m[5]}
 	}
 	return dataFile{path: rel, foreign: true}
 }

@@ -69,6 +69,9 @@ type Writer struct {
 	bytes      int64
 	sums       Commit // the counts so far; the rest is set by Commit
 	encoder    encoder
+
+	lastTime  time.Time // see month
+	lastMonth string
 }
 
 // place is where the rows of one in-app file belong.
@@ -91,11 +94,12 @@ const (
 	recordBytes = 768
 )
 
-// Writer returns a writer that continues the partition's chain at its tip. It
-// refuses a chain whose commits name another topic id: offsets of a topic that
-// was made anew mean other records.
-func (s *Store) Writer(topic string, partition int, o Options) (*Writer, error) {
-	ctx, p := context.Background(), Partition{topic, partition}
+// Writer returns a writer that continues the partition's chain at its tip,
+// having read what the chain has seen; ctx ends only that. It refuses a chain
+// whose commits name another topic id: offsets of a topic that was made anew
+// mean other records. Close the writer, whatever became of it.
+func (s *Store) Writer(ctx context.Context, topic string, partition int, o Options) (*Writer, error) {
+	p := Partition{topic, partition}
 	tip, err := s.tip(ctx, p)
 	if err != nil {
 		return nil, err
@@ -106,52 +110,29 @@ func (s *Store) Writer(topic string, partition int, o Options) (*Writer, error) 
 	if tip.End > 0 && tip.TopicID != o.TopicID {
 		return nil, fmt.Errorf("batch: %v: the chain was written from a topic with another id (%q, now %q): the topic was deleted and made again, or this is another cluster; write to another directory", p, tip.TopicID, o.TopicID)
 	}
-	w := &Writer{store: s, partition: p, options: o, genesis: tip.End == 0, memory: newMemory(horizon),
+	w := &Writer{store: s, partition: p, options: o, genesis: tip.End == 0,
 		inApp: map[place][]Row{}, counts: map[count]int64{}, general: map[key]int{}}
-	if err := s.remember(ctx, w.memory, p, tip.End); err != nil {
+	if w.memory, err = s.remember(ctx, p, tip.End); err != nil {
 		return nil, fmt.Errorf("batch: %v: what the chain has seen: %w", p, err)
 	}
 	w.reset(tip.End)
 	return w, nil
 }
 
-// horizon is Horizon; tests make it short.
-var horizon int64 = Horizon
-
-// remember fills the memory with the keys of the last horizon offsets below the
-// tip of the chain.
-func (s *Store) remember(ctx context.Context, m *memory, p Partition, tip int64) error {
-	ns, _, err := s.names(ctx, p)
-	if err != nil {
-		return err
+// Close gives the writer's memory to the next writer of the partition in this
+// process, which then reads only what others have committed since. What was
+// added and not committed is dropped; the writer must not be used any more.
+func (w *Writer) Close() {
+	if w.memory == nil {
+		return
 	}
-	var commits []Commit // newest first
-	for i := len(ns) - 1; i >= 0; i-- {
-		c, err := s.readCommit(ctx, p, ns[i])
-		if err != nil {
-			return err
-		}
-		if c.End < tip-m.horizon {
-			break
-		}
-		commits = append(commits, c)
+	// The next batch may come to another end: another worker's may, for one.
+	for _, s := range w.seen {
+		w.memory.forget(s)
 	}
-	for _, c := range slices.Backward(commits) {
-		for i := range c.Files {
-			f := &c.Files[i]
-			if f.Stream != StreamSeen {
-				continue
-			}
-			b, err := s.load(ctx, &c, f, c.Attempt)
-			if err == nil {
-				err = decodeSeen(b, c.Start, c.End, m.add)
-			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", f.Path, err)
-			}
-		}
-	}
-	return nil
+	w.store.keep(w.partition, kept{w.memory, w.start})
+	w.memory = nil
+	w.err = cmp.Or(w.err, errors.New("batch: the writer is closed"))
 }
 
 func (w *Writer) reset(start int64) {
@@ -261,7 +242,7 @@ func (w *Writer) add(d *document) error {
 	}
 	w.see(id, d.source.Offset)
 	h := held{source: d.source, envelope: d.envelope, kind: d.kind, streams: d.streams, spans: d.spans,
-		at: place{d.region, d.envelope.Time.UTC().Format("2006-01")}}
+		at: place{d.region, w.month(d.envelope.Time)}}
 	switch {
 	case d.envelope.Product == "" || d.kind == "":
 		return w.fail(d.source, "the record names no product or no kind")
@@ -288,6 +269,15 @@ func (w *Writer) add(d *document) error {
 	w.held = append(w.held, h)
 	w.bytes += recordBytes
 	return w.err
+}
+
+// month returns the event's calendar month, UTC. Nothing finer leaves. Most
+// records are of the month of the record before.
+func (w *Writer) month(t time.Time) string {
+	if t = t.UTC(); w.lastMonth == "" || t.Year() != w.lastTime.Year() || t.Month() != w.lastTime.Month() {
+		w.lastTime, w.lastMonth = t, t.Format("2006-01")
+	}
+	return w.lastMonth
 }
 
 func (w *Writer) see(k key, offset int64) {
@@ -520,7 +510,7 @@ func (w *Writer) attempt(last int64) (Commit, [][]Row) {
 	c.Format, c.Files, c.Provenance, c.ScrubVersion = w.options.Format, []File{}, w.options.Provenance, scrub.Version
 	c.Holes = c.End - c.Start - c.Records
 	name := func(f File) {
-		f.Path = c.path(&f, c.Attempt)
+		f.Path = c.path(&f, 0, c.Attempt)
 		c.Files = append(c.Files, f)
 	}
 	var inApp [][]Row

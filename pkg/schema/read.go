@@ -99,22 +99,20 @@ type Edit struct {
 
 // Edit returns the change that a parsed event tells of. Jira reports a new or
 // edited comment by comment_created or comment_updated and, with the comment
-// beside the issue, by issue_updated.
+// beside the issue, by issue_updated. One of these that has a changelog tells
+// of more than the comment, and a comment without the time of its last change
+// can't be told from an earlier one: then there is no Edit.
 func (e *Event) Edit() Edit {
 	if e.form == nil || e.form.comment == "" {
 		return Edit{}
 	}
-	c := walk(e.doc.Root(), e.form.comment)
+	root := e.doc.Root()
+	c := walk(root, e.form.comment)
 	id, at := c.Get("id").Scalar(), c.Get("updated").Bytes()
-	if len(id) == 0 {
+	if _, more := root.Path("changelog", "items").First(); more || len(id) == 0 || len(at) == 0 {
 		return Edit{}
 	}
-	body := ""
-	if len(at) == 0 { // then the text tells one edit from the next
-		b := c.Get("body")
-		body = string(b.Bytes()) + string(b.Raw()) // one of them is empty
-	}
-	return Edit{hash("comment", string(e.Product), e.Tenant, string(id), string(at), body), e.form.kind == "comment"}
+	return Edit{hash("comment", string(e.Product), e.Tenant, string(id), string(at)), e.form.kind == "comment"}
 }
 
 // walk follows a dotted path without arrays; the empty path is missing.

@@ -325,10 +325,6 @@ func TestEdit(t *testing.T) {
 		"cloud, ADF":                replace(`"Done, see the log."`, adfDoc),
 		"edited later":              replace(editAt, `"updated":"2026-09-14T10:11:12.346+0000"`),
 		"another comment":           replace(`"id":"5"`, `"id":"6"`),
-		"no updated":                replace(`,`+editAt, ``),
-		"no updated, ADF":           strings.Replace(replace(`"Done, see the log."`, adfDoc), `,`+editAt, ``, 1),
-		"null updated, edited":      strings.Replace(replace(editAt, `"updated":null`), "Done", "Not done", 1),
-		"no updated and no body":    `{"id":"5"}`,
 		"id like another's updated": replace(`"id":"5"`, `"id":"52026-09-14T10:11:12.345+0000"`),
 	} {
 		own, beside := edits(t, "created", comment)
@@ -354,10 +350,22 @@ func TestEdit(t *testing.T) {
 	for name, comment := range map[string]string{
 		"no id": replace(`"id":"5",`, ``), "id is null": replace(`"id":"5"`, `"id":null`), "id is empty": replace(`"id":"5"`, `"id":""`),
 		"id is an object": replace(`"id":"5"`, `"id":{"id":"5"}`), "no comment": `null`,
+		"no updated": replace(`,`+editAt, ``), "null updated": replace(editAt, `"updated":null`), "neither updated nor body": `{"id":"5"}`,
 	} {
 		own, beside := edits(t, "created", comment)
 		require.Zero(t, own, name)
 		require.Zero(t, beside, name)
+	}
+}
+
+// An issue_updated with a changelog tells of more than its comment.
+func TestEditBesideOthers(t *testing.T) {
+	for log, told := range map[string]bool{
+		`{"items":[{"field":"description","toString":"New"}]}`: false,
+		`{"items":[]}`: true, `{}`: true, `null`: true,
+	} {
+		e := parse(t, "jira.webhook.issue_updated", `{"timestamp":1789380672399,"webhookEvent":"jira:issue_updated","changelog":`+log+`,"comment":`+editComment+`,"issue":`+smallIssue+`}`)
+		require.Equal(t, told, e.Edit() != Edit{}, log)
 	}
 }
 
@@ -366,7 +374,7 @@ func TestEditIsOfItsTenant(t *testing.T) {
 	for _, c := range formCases {
 		for _, typ := range strings.Fields(c.types) {
 			e := parse(t, typ, c.payload)
-			tells := strings.HasPrefix(typ, "jira.webhook.comment_")
+			tells := strings.HasPrefix(typ, "jira.webhook.comment_") && strings.Contains(c.payload, `"updated":"2`)
 			require.Equal(t, tells, e.Edit() != Edit{}, typ)
 		}
 	}
