@@ -156,7 +156,7 @@ func (c *Client) groupDialer(ctx context.Context) *kafka.Dialer {
 			if err != nil {
 				return nil, err
 			}
-			return groupConn{conn, context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) }), func() {
+			return groupConn{conn, ctx, context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) }), func() {
 				if ctx.Err() == nil {
 					frozen.Store(address, time.Now().Add(c.o.RequestTimeout))
 				}
@@ -167,8 +167,25 @@ func (c *Client) groupDialer(ctx context.Context) *kafka.Dialer {
 
 type groupConn struct {
 	net.Conn
+	ctx    context.Context
 	forget func() bool
 	late   func() // is called when the other side did not answer in time
+}
+
+// SetReadDeadline and SetDeadline are called before each answer that kafka-go
+// waits for. If ctx ended between the request and this, the deadline that its
+// end set must not be moved again; and if it ends beside this, whichever comes
+// last sets that.
+func (c groupConn) SetReadDeadline(t time.Time) error {
+	err := c.Conn.SetReadDeadline(t)
+	if c.ctx.Err() != nil {
+		err = c.Conn.SetReadDeadline(time.Now())
+	}
+	return err
+}
+
+func (c groupConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetWriteDeadline(t), c.SetReadDeadline(t))
 }
 
 func (c groupConn) Read(b []byte) (int, error) {

@@ -331,6 +331,23 @@ func TestCallsFailAtRandom(t *testing.T) {
 	t.Log("died", died, "times")
 }
 
+// A commit that can not be read does not make its own attempt a loser.
+func TestSweepCannotRead(t *testing.T) {
+	l := newLog(newSource(t), filepath.Join(t.TempDir(), "out"), 2)
+	setHook(t, func(p failpoint.Point) error {
+		switch {
+		case p.Op == "remove" && strings.HasPrefix(p.Name, intentsDir),
+			p.Op == "read" && strings.HasPrefix(p.Name, commitsDir):
+			return syscall.EIO
+		}
+		return nil
+	})
+	require.ErrorIs(t, l.process(logBatch, nil), syscall.EIO, "the sweep after the commit")
+	require.Len(t, l.acked, 1)
+	failpoint.Hook = nil
+	l.finish()
+}
+
 // Nothing of the package goes past disk to the file system, so nothing past the
 // points that the tests stand at.
 func TestOnlyDiskTouchesFiles(t *testing.T) {
