@@ -61,7 +61,7 @@ func (c *replayCmd) Run(s *session) error {
 	if ps, err := store.Partitions(); err != nil {
 		return err
 	} else if len(ps) > 0 {
-		return fmt.Errorf("%s already holds a data set; a replay starts offsets of its own, so give it a new directory", c.Out)
+		return fmt.Errorf("%v already holds a data set; a replay starts offsets of its own, so give it a new directory", store)
 	}
 	dir := c.KeepBroker
 	if dir == "" {

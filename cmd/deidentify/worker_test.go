@@ -18,6 +18,7 @@ import (
 	"winnow/internal/failpoint"
 	"winnow/internal/ingest"
 	"winnow/internal/kafkaio"
+	"winnow/internal/testkit/s3"
 	"winnow/pkg/batch"
 	"winnow/pkg/gate"
 	"winnow/pkg/schema"
@@ -346,4 +347,33 @@ func TestDrainOverRebalance(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, r.End, end, "partition %d", p)
 	}
+}
+
+// TestReplayIntoABucket: the commands take a bucket where they take a
+// directory, and what is in it is the same.
+func TestReplayIntoABucket(t *testing.T) {
+	server := s3.Start(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", server.AccessKey)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", server.SecretKey)
+	const fixtures = "../../fixtures"
+	at := "s3://" + server.Bucket + "/data/set?region=" + server.Region + "&use_path_style=true&endpoint=" + server.Endpoint
+	r := deidentify(t, "", "replay", fixtures+"/events", "--tenants", fixtures+"/tenants.jsonl", "--out", at)
+	require.Zero(t, r.code, r.stderr)
+	dir := filepath.Join(t.TempDir(), "out")
+	require.Zero(t, deidentify(t, "", "replay", fixtures+"/events", "--tenants", fixtures+"/tenants.jsonl", "--out", dir).code)
+	texts := func(at string) (out []string) {
+		for _, r := range rowsOf(t, at) {
+			out = append(out, r.Text)
+		}
+		return out
+	}
+	require.Equal(t, texts(dir), texts(at))
+	r = deidentify(t, "", "check", at, "--sweep")
+	require.Zero(t, r.code, r.stdout+r.stderr)
+	require.Contains(t, r.stdout, "whole")
+	require.Contains(t, r.stdout, "swept: 0 files")
+	r = deidentify(t, "", "replay", fixtures+"/events", "--tenants", fixtures+"/tenants.jsonl", "--out", at)
+	require.Equal(t, exitFailure, r.code)
+	require.Contains(t, r.stderr, "s3://"+server.Bucket+"/data/set already holds a data set")
+	require.NotContains(t, r.stdout+r.stderr, server.SecretKey)
 }
