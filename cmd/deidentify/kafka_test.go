@@ -60,6 +60,7 @@ func TestOwnKafkaBrokerLost(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); c.produce(producing, rand.New(rand.NewPCG(1, 2))) }()
 	w := c.worker(nil)
+	<-w.working
 
 	var longest atomic.Int64
 	watching, unwatch := context.WithCancel(t.Context())
@@ -89,13 +90,13 @@ func TestOwnKafkaBrokerLost(t *testing.T) {
 	require.NoError(t, waitFor(t.Context(), 5*time.Second))
 	measure("three brokers", 5*time.Second)
 	require.NoError(t, k.Stop(1))
-	measure("one stopped by SIGTERM", 15*time.Second)
+	measure("one stopped by SIGTERM", 8*time.Second)
 	require.NoError(t, k.Restart(1))
-	measure("started again", 10*time.Second)
+	measure("started again", 6*time.Second)
 	require.NoError(t, k.Kill(2))
-	measure("another killed by SIGKILL", 30*time.Second)
+	measure("another killed by SIGKILL", 18*time.Second)
 	require.NoError(t, k.Restart(2))
-	measure("started again", 10*time.Second)
+	measure("started again", 6*time.Second)
 	unwatch()
 	<-watched
 	stop()

@@ -55,6 +55,15 @@ func (c *runCmd) run(s *session) error {
 		return err
 	}
 	info, err := client.Topic(s.ctx, c.Topic)
+	for errors.Is(err, kafkaio.ErrUnknownTopic) {
+		log.Warn("the topic does not exist yet; waiting for it", "topic", c.Topic)
+		select {
+		case <-time.After(2 * time.Second):
+			info, err = client.Topic(s.ctx, c.Topic)
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		}
+	}
 	if err != nil {
 		return err
 	}

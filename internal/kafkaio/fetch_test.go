@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -557,4 +559,42 @@ func TestOldBroker(t *testing.T) {
 	require.NoError(t, c.Producer("t").Produce(t.Context(), Message{Key: []byte("k"), Value: []byte("v")}))
 	got := append(drain(t, c, "t", 0, 0), drain(t, c, "t", 1, 0)...)
 	require.Equal(t, []string{"v"}, got)
+}
+
+// One broker does not hear of a topic: another is asked.
+func TestTopicUnknownToOneBroker(t *testing.T) {
+	k, c := cluster(t, quick, kfake.NumBrokers(3), kfake.SeedTopics(2, "t"))
+	late := int32(-1) // whoever is asked first
+	k.ControlKey(int16(kmsg.Metadata), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		k.KeepControl()
+		if late < 0 {
+			late = k.CurrentNode()
+		}
+		if k.CurrentNode() != late {
+			return nil, nil, false
+		}
+		req := r.(*kmsg.MetadataRequest)
+		res := req.ResponseKind().(*kmsg.MetadataResponse)
+		res.ControllerID = late
+		for i, addr := range k.ListenAddrs() {
+			host, port, err := net.SplitHostPort(addr)
+			require.NoError(t, err)
+			b := kmsg.NewMetadataResponseBroker()
+			b.NodeID, b.Host = int32(i), host
+			n, err := strconv.Atoi(port)
+			require.NoError(t, err)
+			b.Port = int32(n)
+			res.Brokers = append(res.Brokers, b)
+		}
+		for _, topic := range req.Topics {
+			x := kmsg.NewMetadataResponseTopic()
+			x.Topic, x.ErrorCode = topic.Topic, 3 // UNKNOWN_TOPIC_OR_PARTITION
+			res.Topics = append(res.Topics, x)
+		}
+		return res, nil, true
+	})
+	info, err := c.Topic(t.Context(), "t")
+	require.NoError(t, err)
+	require.Len(t, info.Partitions, 2)
+	require.GreaterOrEqual(t, late, int32(0))
 }

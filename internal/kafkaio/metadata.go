@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
 
 	"github.com/segmentio/kafka-go"
@@ -17,28 +18,25 @@ import (
 )
 
 // metadata asks any broker about a topic and remembers who leads its
-// partitions. kafka-go stops at version 8 of the request; topic ids came with
-// version 10 (KIP-516), which is written and read here by hand.
+// partitions. The connection that answers for any broker is always of the same
+// one, which may be late to hear of a new topic: what it does not know, another
+// is asked.
 func (c *Client) metadata(ctx context.Context, topic string) (TopicInfo, error) {
-	var res metadata.Response
-	var id string
-	err := c.exchange(ctx, protocol.Metadata, -1, c.o.RequestTimeout, func(rw io.ReadWriter, version int16) error {
-		m, err := protocol.RoundTrip(rw, 0, 1, c.o.ClientID, &apiversions.Request{})
-		if err != nil {
-			return err
-		}
-		for _, k := range m.(*apiversions.Response).ApiKeys {
-			if protocol.ApiKey(k.ApiKey) == protocol.Metadata && k.MinVersion <= 10 && k.MaxVersion >= 10 {
-				res, id, err = metadataV10(rw, c.o.ClientID, topic)
-				return err
+	res, id, err := c.askMetadata(ctx, -1, topic)
+	unknown := func() bool {
+		return err == nil && len(res.Topics) == 1 && kafka.Error(res.Topics[0].ErrorCode) == kafka.UnknownTopicOrPartition
+	}
+	if unknown() && len(res.Brokers) > 1 {
+		brokers := res.Brokers
+		for _, i := range rand.Perm(len(brokers))[:min(3, len(brokers))] {
+			if r, other, e := c.askMetadata(ctx, brokers[i].NodeID, topic); e == nil {
+				res, id = r, other
+			}
+			if !unknown() {
+				break
 			}
 		}
-		m, err = protocol.RoundTrip(rw, version, 2, c.o.ClientID, &metadata.Request{TopicNames: []string{topic}})
-		if err == nil {
-			res = *m.(*metadata.Response)
-		}
-		return err
-	})
+	}
 	if err != nil {
 		return TopicInfo{}, err
 	}
@@ -65,6 +63,35 @@ func (c *Client) metadata(ctx context.Context, topic string) (TopicInfo, error) 
 	}
 	slices.Sort(info.Partitions)
 	return info, nil
+}
+
+// askMetadata asks a node, or any if it is -1, about a topic. kafka-go stops at
+// version 8 of the request; topic ids came with version 10 (KIP-516), which is
+// written and read here by hand.
+func (c *Client) askMetadata(ctx context.Context, node int32, topic string) (*metadata.Response, string, error) {
+	var res metadata.Response
+	var id string
+	err := c.exchange(ctx, protocol.Metadata, node, c.o.RequestTimeout, func(rw io.ReadWriter, version int16) error {
+		m, err := protocol.RoundTrip(rw, 0, 1, c.o.ClientID, &apiversions.Request{})
+		if err != nil {
+			return err
+		}
+		for _, k := range m.(*apiversions.Response).ApiKeys {
+			if protocol.ApiKey(k.ApiKey) == protocol.Metadata && k.MinVersion <= 10 && k.MaxVersion >= 10 {
+				res, id, err = metadataV10(rw, c.o.ClientID, topic)
+				return err
+			}
+		}
+		m, err = protocol.RoundTrip(rw, version, 2, c.o.ClientID, &metadata.Request{TopicNames: []string{topic}})
+		if err == nil {
+			res = *m.(*metadata.Response)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, "", err // an abandoned call may still be writing to res
+	}
+	return &res, id, nil
 }
 
 // metadataV10 makes a Metadata request of version 10 for one topic and returns
@@ -96,10 +123,10 @@ func metadataV10(rw io.ReadWriter, client, topic string) (res metadata.Response,
 	d.tags()
 	d.i32() // throttle
 	for range d.uvarint() - 1 {
-		d.i32()
-		d.compact()
-		d.i32()
-		d.compact()
+		res.Brokers = append(res.Brokers, metadata.ResponseBroker{NodeID: d.i32()})
+		d.compact() // host
+		d.i32()     // port
+		d.compact() // rack
 		d.tags()
 		if d.bad {
 			break
