@@ -20,8 +20,8 @@ test: ## all tests that need nothing else; -count=1, for some start processes
 test-kafka: ## on Apache Kafka, which is started; or on the cluster that KAFKA_BROKERS names, those that need not kill it
 	$(GO) test -count=1 -tags kafka -run '$(if $(KAFKA_BROKERS),^TestKafka,Kafka)' -v -p 1 -timeout 30m ./internal/testkit/apache ./internal/kafkaio ./cmd/deidentify
 
-race: ## make test under the race detector, with a shorter chaos
-	CHAOS=$${CHAOS:-15s} $(GO) test -race -count=1 -timeout 20m ./...
+race: ## make test under the race detector, with a shorter chaos and samples of long lists of cases
+	CHAOS=$${CHAOS:-15s} $(GO) test -race -short -count=1 -timeout 20m ./...
 
 chaos: ## ten minutes of kills, zombies and lost races, then the same on Apache Kafka
 	CHAOS=$${CHAOS:-10m} $(GO) test -count=1 -run 'TestChaos$$' -v -timeout 60m ./cmd/deidentify

@@ -23,6 +23,10 @@ import (
 
 const topic = "events"
 
+// sampled reports whether the i-th of many cases of one kind is to be run: each
+// of them, but only every fourth under -short, as make race has it.
+func sampled(i int) bool { return !testing.Short() || i%4 == 0 }
+
 var formats = []Format{Parquet, JSONL}
 
 // source makes real records: an issue whose summary and description are given.

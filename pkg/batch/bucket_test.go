@@ -105,7 +105,7 @@ func TestEveryRequestFails(t *testing.T) {
 	var todo []one
 	for i, create := range creates {
 		for j, f := range bucketFaults {
-			if create || i%len(bucketFaults) == j {
+			if sampled(len(todo)+i) && (create || i%len(bucketFaults) == j) {
 				todo = append(todo, one{int64(i), f})
 			}
 		}

@@ -205,6 +205,9 @@ func TestKill(t *testing.T) {
 		})
 		require.Greater(t, linked, 0)
 		for i, p := range points {
+			if !sampled(i) {
+				continue
+			}
 			t.Run(fmt.Sprintf("batch %d, point %d, %s %t", batch, i, p.Op, p.After), func(t *testing.T) {
 				s, w := prepare(t)
 				_, died := commitUntil(t, w, last, i+1)

@@ -308,6 +308,9 @@ func TestPowerFails(t *testing.T) {
 	d.fail("in the end", l.acked)
 	require.Len(t, l.acked, 3)
 	for i := range d.images {
+		if !sampled(i) {
+			continue
+		}
 		d.recovers(in, &d.images[i], l.end, false)
 	}
 	t.Log(len(d.images), "images")
@@ -319,6 +322,9 @@ func TestPowerFailsAfterKill(t *testing.T) {
 	in := newSource(t)
 	images := 0
 	for n, died := 1, true; died; n++ {
+		if !sampled(n) {
+			continue
+		}
 		d := newPower(t, uint64(n))
 		l := newLog(in, d.location(), 2)
 		points := 0
@@ -344,6 +350,9 @@ func TestPowerFailsAfterKill(t *testing.T) {
 		failpoint.Hook = nil
 		d.fail(fmt.Sprint("in the end, after a kill at point ", n), l.acked)
 		for i := range d.images {
+			if !sampled(i) {
+				continue
+			}
 			d.recovers(in, &d.images[i], l.end, false)
 		}
 		images += len(d.images)
@@ -449,6 +458,9 @@ func powerRace(t *testing.T, in source, seed uint64, fails bool) int {
 	d.rand.Shuffle(len(d.images), func(i, j int) { d.images[i], d.images[j] = d.images[j], d.images[i] })
 	d.images = d.images[:min(len(d.images), 25)] // of about 400; other seeds draw others
 	for i := range d.images {
+		if !sampled(i) {
+			continue
+		}
 		d.recovers(in, &d.images[i], l.end, true)
 	}
 	return len(d.images)
