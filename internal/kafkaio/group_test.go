@@ -38,7 +38,7 @@ func (w *working) add(p, n int) {
 
 func (w *working) await(t *testing.T, partitions int) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		w.mu.Lock()
 		n := 0
