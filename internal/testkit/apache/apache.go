@@ -161,8 +161,7 @@ func (c *Cluster) prepare() error {
 			return err
 		}
 	}
-	id := uuid.New()
-	args := []string{"format", "-t", base64.RawURLEncoding.EncodeToString(id[:])}
+	args := []string{"format", "-t", clusterID(uuid.New())}
 	if c.secure {
 		args = append(args, scramUsers()...)
 	}
@@ -173,6 +172,14 @@ func (c *Cluster) prepare() error {
 		}
 		return nil
 	})
+}
+
+// clusterID is id as Kafka spells one. Its first bit is cleared, for an id that
+// begins with "-" (one in 64) would be read as an option of the tool that
+// formats; Kafka's own Uuid.randomUuid throws such ids away.
+func clusterID(id uuid.UUID) string {
+	id[0] &= 0x7f
+	return base64.RawURLEncoding.EncodeToString(id[:])
 }
 
 // settings of node i, as a Java properties file.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 )
 
@@ -26,6 +27,15 @@ func isolate(t *testing.T) (cache, dir string) {
 func script(t *testing.T, dir, name, body string) {
 	t.Helper()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body), 0o755))
+}
+
+// Kafka's tool takes an id that begins with "-" for an option.
+func TestClusterID(t *testing.T) {
+	for b := range 256 {
+		id := clusterID(uuid.UUID{byte(b), 0xff, 15: byte(b)})
+		require.Len(t, id, 22)
+		require.NotEqual(t, byte('-'), id[0], id)
+	}
 }
 
 func TestJars(t *testing.T) {
