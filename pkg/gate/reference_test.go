@@ -415,7 +415,7 @@ func questions(f func(e schema.Envelope, now time.Time)) {
 // and compares every answer with the reference.
 func TestRandomHistories(t *testing.T) {
 	rows := map[int]int{}
-	rapid.Check(t, func(t *rapid.T) {
+	history := func(t *rapid.T) {
 		m := model{
 			opts:       Options{Unset: rapid.SampledFrom([]Unset{Closed, Vendor}).Draw(t, "unset")},
 			records:    map[string]*schema.Tenant{},
@@ -485,11 +485,16 @@ func TestRandomHistories(t *testing.T) {
 			}
 			rows[got.Row]++
 		})
-	})
-	t.Logf("decisions by row: %v", rows)
-	for _, row := range []int{1, 4, 6, 11, 14, 18, 21} {
-		require.Positive(t, rows[row], "no random history reached row %d", row)
 	}
+	// One history in five or six reaches the rarest of these rows, and -short
+	// draws twenty of them; a thousand that all miss one is a fault.
+	reached := func() bool {
+		return !slices.ContainsFunc([]int{1, 4, 6, 11, 14, 18, 21}, func(row int) bool { return rows[row] == 0 })
+	}
+	for round := 0; round == 0 || round < 50 && !reached(); round++ {
+		rapid.Check(t, history)
+	}
+	require.True(t, reached(), "decisions by row: %v", rows)
 }
 
 // TestOptingOutOpensNothing adds a change against collection to a random
