@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -110,16 +109,35 @@ func (c *Client) Consume(ctx context.Context, group, topic string, run func(ctx 
 // waits with the rest of the group until the session of the forgotten one is
 // over: its own attempt to leave goes to the coordinator that is out of reach.
 func (c *Client) evict(ctx context.Context, group, member string) {
-	_ = c.retry(ctx, func() error {
-		ctx, cancel := context.WithTimeout(ctx, c.o.RequestTimeout)
-		defer cancel()
-		kc := kafka.Client{Addr: c.addr, Transport: c.transport}
-		res, err := kc.LeaveGroup(ctx, &kafka.LeaveGroupRequest{GroupID: group, Members: []kafka.LeaveGroupRequestMember{{ID: member}}})
-		if err == nil {
-			err = res.Error
-		}
+	_ = c.retry(ctx, func() error { return c.leaveGroup(ctx, group, member) })
+}
+
+// leaveGroup asks the coordinator once to take a member out of the group.
+//
+// From version 1 of the reply on, the throttle time stands before the error.
+// kafka-go (protocol/leavegroup, v0.4.51) reads them the other way round, so an
+// error arrives as the low 16 bits of a throttle time, and a coordinator that
+// is not one any more seems to agree.
+func (c *Client) leaveGroup(ctx context.Context, group, member string) error {
+	ctx, cancel := context.WithTimeout(ctx, c.o.RequestTimeout)
+	defer cancel()
+	kc := kafka.Client{Addr: c.addr, Transport: c.transport}
+	res, err := kc.LeaveGroup(ctx, &kafka.LeaveGroupRequest{GroupID: group, Members: []kafka.LeaveGroupRequestMember{{ID: member}}})
+	if err != nil {
 		return err
-	})
+	}
+	if err := codeError(int16(res.Throttle.Milliseconds())); err != nil {
+		return err
+	}
+	if res.Error != nil {
+		return res.Error
+	}
+	for _, m := range res.Members {
+		if m.Error != nil {
+			return m.Error
+		}
+	}
+	return nil
 }
 
 // refused reports whether an error of the group is final.
@@ -221,11 +239,7 @@ func (c *Client) leave(g *kafka.ConsumerGroup, cut func(), group string, last *g
 		// kafka-go is joining again, and would leave once all others have
 		// joined too. Leave in its stead; its join is then of no account.
 		leaving.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), c.o.RequestTimeout)
-			defer cancel()
-			kc := kafka.Client{Addr: c.addr, Transport: c.transport}
-			res, err := kc.LeaveGroup(ctx, &kafka.LeaveGroupRequest{GroupID: group, Members: []kafka.LeaveGroupRequestMember{{ID: last.memberID}}})
-			if err == nil && res.Error == nil && !slices.ContainsFunc(res.Members, func(m kafka.LeaveGroupResponseMember) bool { return m.Error != nil }) {
+			if c.leaveGroup(context.Background(), group, last.memberID) == nil {
 				cut()
 			}
 		})

@@ -11,10 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/segmentio/kafka-go"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/kversion"
 )
 
 // working counts the runs by partition and tells of every change.
@@ -208,6 +210,34 @@ func TestConsumeErrors(t *testing.T) {
 	t.Run("no group", func(t *testing.T) {
 		require.ErrorContains(t, c.Consume(t.Context(), "", "t", idle), "without an ID")
 	})
+}
+
+// Whatever a coordinator says to a member's leaving is heard, in every version
+// of its reply: one that is no coordinator must not seem to agree.
+func TestLeaveGroup(t *testing.T) {
+	versions := kversion.Stable()
+	for v := range int16(5) {
+		versions.SetMaxKeyVersion(int16(kmsg.LeaveGroup), v)
+		k, c := cluster(t, quick, kfake.SeedTopics(1, "t"), kfake.MaxVersions(versions))
+		var says kmsg.LeaveGroupResponse
+		k.ControlKey(int16(kmsg.LeaveGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			k.KeepControl()
+			res := req.ResponseKind().(*kmsg.LeaveGroupResponse)
+			require.Equal(t, v, res.Version)
+			res.ErrorCode, res.ThrottleMillis, res.Members = says.ErrorCode, says.ThrottleMillis, says.Members
+			return res, nil, true
+		})
+		for _, throttle := range []int32{0, 9, 30_000} {
+			for _, code := range []int16{0, 14, 15, 16, 25} {
+				says = kmsg.LeaveGroupResponse{ErrorCode: code, ThrottleMillis: throttle}
+				require.Equal(t, codeError(code), c.leaveGroup(t.Context(), "g", "m"), "version %d, throttled for %d ms", v, throttle)
+			}
+			if v >= 3 {
+				says = kmsg.LeaveGroupResponse{ThrottleMillis: throttle, Members: []kmsg.LeaveGroupResponseMember{{MemberID: "m", ErrorCode: 25}}}
+				require.Equal(t, kafka.UnknownMemberId, c.leaveGroup(t.Context(), "g", "m"))
+			}
+		}
+	}
 }
 
 // It runs in a process of its own: a client of another test whose request was
