@@ -251,7 +251,7 @@ func TestOwnKafkaLeaderGone(t *testing.T) {
 func TestOwnKafkaCoordinatorKilled(t *testing.T) {
 	cluster := startKafka(t, apache.Options{Nodes: 3})
 	k := newKafkaTopic(t, cluster.Brokers())
-	k.o.SessionTimeout = 30 * time.Second
+	k.o.SessionTimeout = 45 * time.Second
 	k.make(t, 3, nil)
 	w := newWorking()
 	stop := k.consume(t, w.idle)
