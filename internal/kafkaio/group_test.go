@@ -227,8 +227,8 @@ func TestLeaveGroup(t *testing.T) {
 			res.ErrorCode, res.ThrottleMillis, res.Members = says.ErrorCode, says.ThrottleMillis, says.Members
 			return res, nil, true
 		})
-		for _, throttle := range []int32{0, 9, 30_000} {
-			for _, code := range []int16{0, 14, 15, 16, 25} {
+		for _, throttle := range []int32{0, 9, 30_000, 40_000} {
+			for _, code := range []int16{-1, 0, 14, 15, 16, 25} {
 				says = kmsg.LeaveGroupResponse{ErrorCode: code, ThrottleMillis: throttle}
 				require.Equal(t, codeError(code), c.leaveGroup(t.Context(), "g", "m"), "version %d, throttled for %d ms", v, throttle)
 			}
