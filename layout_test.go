@@ -29,8 +29,9 @@ var allowed = map[string][]string{
 	"internal/testkit/s3":        {},
 	"internal/testkit/s3/server": {}, // a module of its own
 	"internal/ingest":            {"internal/kafkaio", "pkg/gate", "pkg/schema"},
-	"cmd/ingest":                 {"internal/ingest", "internal/kafkaio", "internal/progress", "pkg/gate", "pkg/schema"},
-	"cmd/deidentify": {"internal/broker", "internal/failpoint", "internal/ingest", "internal/kafkaio", "internal/progress",
+	"internal/tenants":           {"internal/kafkaio", "pkg/gate"},
+	"cmd/ingest":                 {"internal/ingest", "internal/kafkaio", "internal/progress", "internal/tenants", "pkg/gate", "pkg/schema"},
+	"cmd/deidentify": {"internal/broker", "internal/failpoint", "internal/ingest", "internal/kafkaio", "internal/progress", "internal/tenants",
 		"pkg/batch", "pkg/gate", "pkg/schema", "pkg/scrub"},
 	"fixtures/gen": {"pkg/schema"},
 }

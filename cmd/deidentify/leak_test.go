@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -21,6 +22,7 @@ import (
 
 	"winnow/internal/broker"
 	"winnow/internal/kafkaio"
+	"winnow/internal/tenants"
 	"winnow/pkg/batch"
 	"winnow/pkg/gate"
 	"winnow/pkg/schema"
@@ -210,8 +212,9 @@ func searchLeaks(t *testing.T, args ...string) (leaks, result) {
 	store, err := batch.Open(out)
 	require.NoError(t, err)
 	assumed := strings.Contains(strings.Join(args, " "), "--assume-consent")
-	policy, _, err := readPolicy(t.Context(), client, tenantsTopic, gate.Options{AssumeConsent: assumed})
+	table, err := tenants.Load(t.Context(), client, tenantsTopic, tenants.Options{Gate: gate.Options{AssumeConsent: assumed}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
+	policy := table.Policy
 
 	// A document has no key and no offset, so it is matched by order: within a
 	// commit, documents of one region and month stand in the order of offsets.

@@ -1,9 +1,6 @@
 package main
 
 import (
-	"context"
-	"crypto/sha256"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -15,6 +12,7 @@ import (
 	"winnow/internal/ingest"
 	"winnow/internal/kafkaio"
 	"winnow/internal/progress"
+	"winnow/internal/tenants"
 	"winnow/pkg/batch"
 	"winnow/pkg/gate"
 	"winnow/pkg/schema"
@@ -94,9 +92,8 @@ func (c *replayCmd) Run(s *session) error {
 
 // loaded is what the first stage leaves for the second.
 type loaded struct {
-	policy *gate.Policy
-	offset int64 // tenants-topic offset that the policy was read up to
-	door   ingest.Summary
+	table *tenants.Table
+	door  ingest.Summary
 
 	mu    sync.Mutex
 	notes []note
@@ -126,6 +123,10 @@ func (l *loaded) note(origin string, at schema.Source, err error) {
 	}
 }
 
+func (c *replayCmd) log(s *session) *slog.Logger {
+	return slog.New(slog.NewTextHandler(s.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+}
+
 // load fills the topics through the door's own code.
 func (c *replayCmd) load(s *session, client *kafkaio.Client, files []ingest.File) (*loaded, error) {
 	if err := ingest.EnsureTenants(s.ctx, client, tenantsTopic); err != nil {
@@ -141,12 +142,13 @@ func (c *replayCmd) load(s *session, client *kafkaio.Client, files []ingest.File
 	}
 	l := &loaded{}
 	var err error
-	if l.policy, l.offset, err = readPolicy(s.ctx, client, tenantsTopic, gate.Options{Unset: c.UnsetSettings, AssumeConsent: c.AssumeConsent}); err != nil {
+	if l.table, err = tenants.Load(s.ctx, client, tenantsTopic, tenants.Options{
+		Gate: gate.Options{Unset: c.UnsetSettings, AssumeConsent: c.AssumeConsent}, MaxAge: time.Minute, Log: c.log(s)}); err != nil {
 		return nil, err
 	}
 	p := client.Producer(eventsTopic)
 	defer p.Close()
-	door := ingest.Door{Policy: l.policy, AssumeConsent: c.AssumeConsent, EventTime: c.EventTime, Now: s.now().UTC(), Name: "replay"}
+	door := ingest.Door{Policy: l.table.Policy, AssumeConsent: c.AssumeConsent, EventTime: c.EventTime, Now: s.now().UTC(), Name: "replay"}
 	bar := progress.New(s.stderr, "load", ingest.Size(files), true)
 	l.door, err = door.Replay(s.ctx, files, p, bar.Add)
 	if err != nil {
@@ -173,11 +175,10 @@ func (c *replayCmd) work(s *session, client *kafkaio.Client, store *batch.Store,
 	}
 	bar := progress.New(s.stderr, "work", total, false)
 	w := &worker{
-		client: client, store: store, policy: l.policy, now: s.now,
-		log:   slog.New(slog.NewTextHandler(s.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		client: client, store: store, policy: l.table.Policy, table: l.table, now: s.now, log: c.log(s),
 		topic: eventsTopic, group: "winnow-replay", flush: c.flushLimits,
 		opts: batch.Options{Format: c.Format, TopicID: info.ID, Provenance: batch.Provenance{
-			TenantsOffset: l.offset, UnsetSettings: c.UnsetSettings.String(), AssumeConsent: c.AssumeConsent, EventTime: string(c.EventTime)}},
+			TenantsTopicID: l.table.TopicID, UnsetSettings: c.UnsetSettings.String(), AssumeConsent: c.AssumeConsent, EventTime: string(c.EventTime)}},
 		drain: drain, progress: bar.Add, noted: l.note,
 	}
 	if err := w.run(s.ctx); err != nil {
@@ -185,30 +186,4 @@ func (c *replayCmd) work(s *session, client *kafkaio.Client, store *batch.Store,
 	}
 	bar.Done(fmt.Sprintf("%d records", total))
 	return nil
-}
-
-// readPolicy reads the tenants topic to its high watermark. A record that
-// cannot be read closes its tenant and is not an error here. A topic that
-// cannot be read is, as is a revision that falls: which of two records holds is
-// then not known, and a gate that does not know must not run. The same record
-// twice is what at-least-once delivery does.
-func readPolicy(ctx context.Context, client *kafkaio.Client, topic string, o gate.Options) (*gate.Policy, int64, error) {
-	policy := gate.NewPolicy(o)
-	offset := int64(-1)
-	last := map[string][sha256.Size]byte{}
-	_, err := client.ReadAll(ctx, topic, func(_ int, r kafkaio.Record) error {
-		offset = max(offset, r.Offset)
-		sum := sha256.Sum256(r.Value)
-		switch err := policy.Put(string(r.Key), r.Value); {
-		case errors.Is(err, gate.ErrRevision) && last[string(r.Key)] != sum:
-			return fmt.Errorf("offset %d: %w; produce the tenant's record again with a higher revision", r.Offset, err)
-		case !errors.Is(err, gate.ErrRevision):
-			last[string(r.Key)] = sum
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, 0, fmt.Errorf("reading topic %s: %w", topic, err)
-	}
-	return policy, offset, nil
 }

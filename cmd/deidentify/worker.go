@@ -11,6 +11,7 @@ import (
 
 	"winnow/internal/failpoint"
 	"winnow/internal/kafkaio"
+	"winnow/internal/tenants"
 	"winnow/pkg/batch"
 	"winnow/pkg/gate"
 	"winnow/pkg/schema"
@@ -22,7 +23,8 @@ import (
 type worker struct {
 	client *kafkaio.Client
 	store  *batch.Store
-	policy *gate.Policy // read only while the worker runs
+	policy *gate.Policy
+	table  *tenants.Table // keeps policy up to date; nil if it cannot change
 	log    *slog.Logger
 	now    func() time.Time
 
@@ -50,10 +52,23 @@ type flushLimits struct {
 }
 
 // run works until ctx ends, having committed what was read, or, draining, until
-// every partition is done.
+// every partition is done. It ends with an error when the policy can no longer
+// be relied on; what is not committed then stays so.
 func (w *worker) run(parent context.Context) error {
-	ctx, cancel := context.WithCancel(parent)
-	defer cancel()
+	ctx, fail := context.WithCancelCause(parent)
+	defer fail(nil)
+	// The last commits ask the policy too, so it is followed until after them.
+	following, enough := context.WithCancel(context.WithoutCancel(parent))
+	var follow sync.WaitGroup
+	defer follow.Wait()
+	defer enough()
+	if w.table != nil {
+		follow.Go(func() {
+			if err := w.table.Follow(following); err != nil {
+				fail(err)
+			}
+		})
+	}
 	var mu sync.Mutex
 	drained := map[int]bool{} // a rebalance may hand a partition out again
 	err := w.client.Consume(ctx, w.group, w.topic, func(ctx context.Context, a *kafkaio.Assignment) error {
@@ -62,12 +77,15 @@ func (w *worker) run(parent context.Context) error {
 		}
 		mu.Lock()
 		if drained[a.Partition] = true; len(drained) == len(w.drain) {
-			cancel()
+			fail(nil)
 		}
 		mu.Unlock()
 		<-ctx.Done() // stay a member, or the group would hand the partition on
 		return nil
 	})
+	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
+		err = cause // the policy's
+	}
 	if err == nil && len(drained) < len(w.drain) {
 		err = parent.Err()
 	}
@@ -107,13 +125,17 @@ func (w *worker) sweep(partition int) (pending bool, err error) {
 // consent asks the policy again about what is in a batch, right before it is
 // committed.
 func (w *worker) consent() batch.Consent {
-	return batch.Consent{
-		Offset: func() int64 { return w.opts.Provenance.TenantsOffset },
+	c := batch.Consent{
+		Sync: func(context.Context) (int64, error) { return w.opts.Provenance.TenantsOffset, nil },
 		Decide: func(e schema.Envelope) (schema.Streams, schema.Withheld) {
 			d := w.policy.Decide(e, w.now())
 			return d.Streams(), d.Withheld()
 		},
 	}
+	if w.table != nil {
+		c.Sync = w.table.Sync
+	}
+	return c
 }
 
 func (w *worker) batches(ctx context.Context, a *kafkaio.Assignment) error {

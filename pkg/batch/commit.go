@@ -16,7 +16,7 @@ import (
 
 // Version is the version of the commit file that this package writes, and the
 // only one that it reads.
-const Version = 2
+const Version = 3
 
 // ErrCommitted is returned by Writer.Commit when another writer has committed
 // the range first. The writer is finished and its files are gone; resume at
@@ -53,10 +53,11 @@ func (f *Format) UnmarshalText(b []byte) error {
 // Provenance says how a run read the policy. It is recorded in every commit,
 // so that a choice an operator made by flag can be found from the data.
 type Provenance struct {
-	TenantsOffset int64  `json:"tenants_offset"` // the tenants-topic offset that the commit obeyed
-	UnsetSettings string `json:"unset_settings"` // reading of absent settings: closed, vendor
-	AssumeConsent bool   `json:"assume_consent"` // replay of the operator's own records
-	EventTime     string `json:"event_time"`     // record, replay
+	TenantsTopicID string `json:"tenants_topic_id"` // the broker's id of the tenants topic, "" if unknown
+	TenantsOffset  int64  `json:"tenants_offset"`   // the last offset of it that the commit obeyed, -1 if none
+	UnsetSettings  string `json:"unset_settings"`   // reading of absent settings: closed, vendor
+	AssumeConsent  bool   `json:"assume_consent"`   // replay of the operator's own records
+	EventTime      string `json:"event_time"`       // record, replay
 }
 
 // Commit is one link of a partition's chain. It never changes once created.
@@ -291,6 +292,8 @@ func joins(chain []Commit, c *Commit) string {
 		return fmt.Sprintf("fork: offsets [%d, %d) are in two commits", c.Start, min(c.End, last.End))
 	case c.TopicID != last.TopicID:
 		return "the topic's id differs from the commit before it"
+	case c.Provenance.TenantsTopicID == last.Provenance.TenantsTopicID && c.Provenance.TenantsOffset < last.Provenance.TenantsOffset:
+		return fmt.Sprintf("it obeyed the tenants topic up to offset %d, the commit before it up to %d", c.Provenance.TenantsOffset, last.Provenance.TenantsOffset)
 	}
 	return ""
 }

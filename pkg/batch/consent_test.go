@@ -2,6 +2,7 @@ package batch
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -61,7 +62,7 @@ func (p *tenantsTopic) why(offset int64, tenant string) (why schema.Withheld) {
 
 func (p *tenantsTopic) consent() Consent {
 	return Consent{
-		Offset: func() int64 { p.views = append(p.views, p.tip()); return p.tip() },
+		Sync: func(context.Context) (int64, error) { p.views = append(p.views, p.tip()); return p.tip(), nil },
 		Decide: func(e schema.Envelope) (schema.Streams, schema.Withheld) {
 			return p.at(p.tip(), e.Tenant), p.why(p.tip(), e.Tenant)
 		},
@@ -113,7 +114,7 @@ func TestConsentWithdrawn(t *testing.T) {
 				s, sc := dataset(t), newSource(t)
 				at, out := int64(41), false
 				w := open(t, s, Options{Format: f, Provenance: Provenance{TenantsOffset: 7, EventTime: "record"}, Consent: Consent{
-					Offset: func() int64 { return at },
+					Sync: func(context.Context) (int64, error) { return at, nil },
 					Decide: func(e schema.Envelope) (schema.Streams, schema.Withheld) {
 						if out && e.Tenant == "leaving" {
 							return 0, schema.Withheld{Metadata: reason, InApp: reason}
@@ -334,7 +335,7 @@ func TestConsentWithoutAReason(t *testing.T) {
 	for _, during := range []bool{false, true} {
 		s, in := dataset(t), newSource(t)
 		out := !during
-		w := open(t, s, Options{Consent: Consent{Offset: func() int64 { return 0 }, Decide: func(schema.Envelope) (schema.Streams, schema.Withheld) {
+		w := open(t, s, Options{Consent: Consent{Sync: func(context.Context) (int64, error) { return 0, nil }, Decide: func(schema.Envelope) (schema.Streams, schema.Withheld) {
 			if out {
 				return schema.Metadata, schema.Withheld{}
 			}

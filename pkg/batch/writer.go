@@ -25,14 +25,19 @@ type Options struct {
 	TopicID    string     // the broker's id of the topic, "" if unknown; a chain has one
 	Provenance Provenance // how this run reads the policy
 	Consent    Consent
+
+	// AcceptTenantsTopic is the id of a tenants topic that may follow another
+	// one in the chain; the zero value accepts none.
+	AcceptTenantsTopic string
 }
 
 // Consent is how a Writer asks the policy again, right before a commit, about
 // every record that it holds. The zero Consent asks nothing: the policy cannot
 // change while the writer runs.
 type Consent struct {
-	// Offset returns the tenants-topic offset that Decide obeys now.
-	Offset func() int64
+	// Sync returns when Decide obeys every record of the tenants topic that was
+	// acknowledged before the call, and the offset up to which it does.
+	Sync func(context.Context) (offset int64, err error)
 	// Decide returns the streams that a record may feed now, and why not the
 	// others.
 	Decide func(schema.Envelope) (schema.Streams, schema.Withheld)
@@ -54,6 +59,7 @@ type Writer struct {
 	partition Partition
 	options   Options
 	genesis   bool
+	obeyed    int64 // tenants-topic offset of the chain's last commit, or -1
 	start     int64 // first offset of the batch being gathered
 	last      int64 // highest offset taken; start-1 before the first
 	err       error // why the writer is finished
@@ -110,13 +116,30 @@ func (s *Store) Writer(ctx context.Context, topic string, partition int, o Optio
 	if tip.End > 0 && tip.TopicID != o.TopicID {
 		return nil, fmt.Errorf("batch: %v: the chain was written from a topic with another id (%q, now %q): the topic was deleted and made again, or this is another cluster; write to another directory", p, tip.TopicID, o.TopicID)
 	}
-	w := &Writer{store: s, partition: p, options: o, genesis: tip.End == 0,
+	obeyed := int64(-1)
+	if was, is := tip.Provenance.TenantsTopicID, o.Provenance.TenantsTopicID; tip.End > 0 && was == is {
+		obeyed = tip.Provenance.TenantsOffset
+	} else if tip.End > 0 && (is == "" || is != o.AcceptTenantsTopic) {
+		return nil, &TenantsTopicError{p, was, is}
+	}
+	w := &Writer{store: s, partition: p, options: o, genesis: tip.End == 0, obeyed: obeyed,
 		inApp: map[place][]Row{}, counts: map[count]int64{}, general: map[key]int{}}
 	if w.memory, err = s.remember(ctx, p, tip.End); err != nil {
 		return nil, fmt.Errorf("batch: %v: what the chain has seen: %w", p, err)
 	}
 	w.reset(tip.End)
 	return w, nil
+}
+
+// TenantsTopicError says that a chain obeyed another tenants topic than the one
+// it is to go on with: an opt-out that was on that one may not be on this.
+type TenantsTopicError struct {
+	Partition Partition
+	Was, Is   string // topic ids
+}
+
+func (e *TenantsTopicError) Error() string {
+	return fmt.Sprintf("batch: %v: the chain obeyed the tenants topic with id %q, this one has %q: it was deleted and made again, or this is another cluster", e.Partition, e.Was, e.Is)
 }
 
 // Close gives the writer's memory to the next writer of the partition in this
@@ -371,25 +394,43 @@ func subtract[K comparable](m map[K]int64, k K, n int64) {
 // review asks the policy again about every record of the batch, takes out what
 // it no longer admits, and reports whether there was any. It sets the
 // provenance to the offset that all that is left obeys.
-func (w *Writer) review() (changed bool) {
+func (w *Writer) review(ctx context.Context) (changed bool, err error) {
 	c := &w.options.Consent
 	if c.Decide == nil {
-		return false
+		return false, nil
 	}
 	// The offset first: what Decide obeys by then is at least that far.
-	w.options.Provenance.TenantsOffset = c.Offset()
+	offset, err := c.Sync(ctx)
+	switch {
+	case err != nil:
+		return false, fmt.Errorf("asking the policy again: %w", err)
+	case offset < w.obeyed:
+		return false, fmt.Errorf("the tenants topic ends at offset %d, but the chain's last commit obeyed it up to %d: records of it were lost", offset, w.obeyed)
+	}
+	w.options.Provenance.TenantsOffset = offset
+	open := map[int64]bool{} // offsets that may come again
 	for i := range w.held {
 		h := &w.held[i]
 		if h.streams == 0 {
 			continue
 		}
 		streams, why := c.Decide(h.envelope)
-		if h.streams&^streams != 0 {
-			w.withdraw(h, h.streams&^streams, why)
-			changed = true
+		if h.streams&^streams == 0 {
+			continue
+		}
+		w.withdraw(h, h.streams&^streams, why)
+		if changed = true; why.Undecided && h.streams == 0 {
+			w.list(h.source, &schema.Error{Reason: why.InApp, Offset: -1})
+			open[h.source.Offset] = true
 		}
 	}
-	return changed
+	w.seen = slices.DeleteFunc(w.seen, func(s seenAt) bool {
+		if open[s.offset] {
+			w.memory.forget(s) // so that it is no repeat when it is driven again
+		}
+		return open[s.offset]
+	})
+	return changed, nil
 }
 
 // drop counts one stream of a record that was already taken.
@@ -401,11 +442,16 @@ func (w *Writer) drop(src schema.Source, drops map[schema.Reason]int64, why sche
 	drops[why]++
 }
 
-// Drop counts a record that feeds neither stream; both reasons must be set.
+// Drop counts a record that feeds neither stream; both reasons must be set. One
+// that is undecided is listed in the quarantine file as well.
 func (w *Writer) Drop(src schema.Source, why schema.Withheld) {
-	if w.take(src) == nil {
-		w.drop(src, w.sums.InApp.Drops, why.InApp)
-		w.drop(src, w.sums.Metadata.Drops, why.Metadata)
+	if w.take(src) != nil {
+		return
+	}
+	w.drop(src, w.sums.InApp.Drops, why.InApp)
+	w.drop(src, w.sums.Metadata.Drops, why.Metadata)
+	if why.Undecided {
+		w.list(src, &schema.Error{Reason: why.InApp, Offset: -1})
 	}
 }
 
@@ -417,6 +463,14 @@ func (w *Writer) Reject(src schema.Source, err error) {
 	if w.take(src) != nil {
 		return
 	}
+	why := schema.ReasonOf(err)
+	w.drop(src, w.sums.InApp.Drops, why)
+	w.drop(src, w.sums.Metadata.Drops, why)
+	w.list(src, err)
+}
+
+// list puts the coordinates of a record on the quarantine list.
+func (w *Writer) list(src schema.Source, err error) {
 	q := rejected{Topic: src.Topic, Partition: src.Partition, Offset: src.Offset, Reason: schema.ReasonOf(err), Byte: -1, Time: time.Now().UTC().Truncate(time.Second)}
 	if e := (*schema.Error)(nil); errors.As(err, &e) {
 		q.Path, q.Byte = e.Path, e.Offset
@@ -429,8 +483,6 @@ func (w *Writer) Reject(src schema.Source, err error) {
 	w.quarantine.Write(append(line, '\n'))
 	w.rejects++
 	w.bytes += int64(len(line))
-	w.drop(src, w.sums.InApp.Drops, q.Reason)
-	w.drop(src, w.sums.Metadata.Drops, q.Reason)
 }
 
 // Commit commits the offsets from the end of the chain to last, inclusive. An
@@ -456,22 +508,27 @@ func (w *Writer) Commit(last int64) (Commit, error) {
 		w.err = fmt.Errorf("commit %v [%d, %d): %w", w.partition, w.start, last+1, err)
 		return Commit{}, w.err
 	}
-	w.genesis = false
+	w.genesis, w.obeyed = false, c.Provenance.TenantsOffset
 	w.reset(c.End)
 	return c, nil
 }
 
 func (w *Writer) commit(last int64) (Commit, error) {
 	ctx := context.Background() // a commit that has begun is not given up half-way
-	w.review()
+	if _, err := w.review(ctx); err != nil {
+		return Commit{}, err
+	}
 	for w.err == nil { // a review that withholds without a reason is a fault, as in Add
 		c, rows := w.attempt(last)
 		err := w.writeFiles(ctx, &c, rows)
-		if err == nil && w.review() {
+		if err == nil {
 			// A change that arrived while the files were written bites before
 			// the commit. Each turn takes a record out, so this ends.
-			if err = w.abandon(ctx, &c); err == nil {
-				continue
+			var changed bool
+			if changed, err = w.review(ctx); changed {
+				if err = w.abandon(ctx, &c); err == nil {
+					continue
+				}
 			}
 		}
 		if err != nil {

@@ -67,6 +67,11 @@ const (
 // of a stream that it may feed is empty.
 type Withheld struct {
 	Metadata, InApp Reason
+
+	// Undecided is set when nothing could be decided for want of something that
+	// an operator can mend, such as a tenant's record: the coordinates go to the
+	// quarantine list.
+	Undecided bool
 }
 
 // Reason says why a record, or one stream of it, was dropped. Reasons are
