@@ -439,10 +439,18 @@ func (c *chaos) run(d time.Duration, outage func(ctx context.Context, rng *rand.
 // drain runs workers without faults until the chains have reached the ends of
 // the log, and stops them as an operator does.
 func (c *chaos) drain() {
-	t := c.t
 	workers := []*workerProcess{c.worker(nil), c.worker(nil)}
 	store, err := batch.Open(c.out)
-	require.NoError(t, err)
+	require.NoError(c.t, err)
+	c.awaitEnd(store)
+	for _, w := range workers {
+		w.stop(c.t)
+	}
+}
+
+// awaitEnd waits until the chains have reached the ends of the log.
+func (c *chaos) awaitEnd(store *batch.Store) {
+	t := c.t
 	ends, err := c.client.Offsets(t.Context(), chaosTopic, c.partitions)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
@@ -453,9 +461,6 @@ func (c *chaos) drain() {
 		}
 		return true
 	}, 2*time.Minute, 50*time.Millisecond, "the workers do not reach the end of the log")
-	for _, w := range workers {
-		w.stop(t)
-	}
 }
 
 func (c *chaos) verify() {

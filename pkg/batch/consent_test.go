@@ -1,9 +1,12 @@
 package batch
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -462,4 +465,161 @@ func TestConsentAgainstReference(t *testing.T) {
 		require.Equal(d, want, allTexts(d, s))
 		requireNothingElse(d, s)
 	})
+}
+
+// A record that could not be decided is listed, when it comes and when a review
+// finds it so; the list is in the order of offsets. Driven again, it is no
+// repeat.
+func TestUndecidedIsListedAndMayComeAgain(t *testing.T) {
+	const reason = "tenant_stale"
+	undecided := schema.Withheld{Metadata: reason, InApp: reason, Undecided: true}
+	s, sc := dataset(t), newSource(t)
+	stale, late := true, false
+	w := open(t, s, Options{Consent: Consent{
+		Sync: func(context.Context) (int64, error) { return 3, nil },
+		Decide: func(e schema.Envelope) (schema.Streams, schema.Withheld) {
+			switch {
+			case stale && e.Tenant == "stale", late && e.Tenant == "late":
+				return 0, undecided
+			case e.Tenant == "left":
+				return 0, schema.Withheld{Metadata: "opted_out", InApp: "opted_out"}
+			}
+			return bothStreams, schema.Withheld{}
+		},
+	}})
+	comment := commentCreated("7", "2026-09-01T00:00:00.000+0000", "a comment")
+	require.NoError(t, w.Add(sc.record(0, "stays")))
+	require.NoError(t, w.Add(sc.record(1, "late 1", ofTenant("late"))))
+	require.NoError(t, w.Add(sc.record(2, "", ofTenant("stale"), comment)))
+	require.NoError(t, w.Add(sc.record(3, "left 3", ofTenant("left"))))
+	w.Drop(src(4), undecided)
+	w.Reject(src(5), &schema.Error{Reason: schema.ReasonWrongType, Path: "fields.summary", Offset: 9})
+	w.Drop(src(6), schema.Withheld{Metadata: "opted_out", InApp: "opted_out"})
+	setHook(t, func(p failpoint.Point) error {
+		late = late || isWrite(p, inAppDir) // the second review finds it
+		return nil
+	})
+	c, err := w.Commit(6)
+	require.NoError(t, err)
+	failpoint.Hook = nil
+	require.Equal(t, map[schema.Reason]int64{reason: 3, "opted_out": 2, schema.ReasonWrongType: 1}, c.Metadata.Drops)
+	requireNothingElse(t, s)
+	var listed []string
+	for _, f := range c.Files {
+		if f.Stream == StreamQuarantine {
+			b, err := os.ReadFile(s.abs(f.Path))
+			require.NoError(t, err)
+			require.NoError(t, decodeLines(bytes.NewReader(b), func(r rejected) error {
+				listed = append(listed, fmt.Sprint(r.Offset, " ", r.Reason, " ", r.Path))
+				return nil
+			}))
+		}
+	}
+	require.Equal(t, []string{"1 tenant_stale ", "2 tenant_stale ", "4 tenant_stale ", "5 wrong_type fields.summary"}, listed)
+
+	// The same events again: those that were undecided are taken, in this
+	// process and in the next; the others are repeats.
+	stale, late = false, false
+	ids := func(n int64) func(*schema.Event) {
+		r := sc.record(n, "")
+		e := r.Envelope()
+		return withID(e.ID)
+	}
+	for _, again := range []int64{7, 17} {
+		if again == 17 {
+			o := w.options
+			w.Close()
+			s, err = Open(s.dir()) // as another process
+			require.NoError(t, err)
+			w = open(t, s, o)
+		}
+		require.NoError(t, w.Add(sc.record(again, "stays", ids(0))))
+		require.NoError(t, w.Add(sc.record(again+1, "late 1", ids(1), ofTenant("late"))))
+		require.NoError(t, w.Add(sc.record(again+2, "", ids(2), ofTenant("stale"), comment)))
+		require.NoError(t, w.Add(sc.record(again+3, "left 3", ids(3), ofTenant("left"))))
+		c, err = w.Commit(again + 3)
+		require.NoError(t, err)
+		if again == 7 {
+			require.EqualValues(t, 2, c.InApp.Drops[schema.ReasonRepeat])
+			require.EqualValues(t, 2, c.InApp.Documents)
+		} else {
+			require.EqualValues(t, 4, c.InApp.Drops[schema.ReasonRepeat])
+		}
+	}
+	clean(t, s)
+}
+
+// A review that cannot be made is no commit, and leaves no file.
+func TestConsentCannotBeAsked(t *testing.T) {
+	boom := errors.New("the topic is away")
+	for _, failAt := range []int{1, 2} {
+		s, sc := dataset(t), newSource(t)
+		asked := 0
+		w := open(t, s, Options{Consent: Consent{
+			Sync: func(context.Context) (int64, error) {
+				if asked++; asked == failAt {
+					return 0, boom
+				}
+				return 0, nil
+			},
+			Decide: func(schema.Envelope) (schema.Streams, schema.Withheld) { return bothStreams, schema.Withheld{} },
+		}})
+		require.NoError(t, w.Add(sc.record(0, "text")))
+		_, err := w.Commit(0)
+		require.ErrorIs(t, err, boom)
+		requireNothingElse(t, s)
+	}
+}
+
+// A chain does not go on with less of the tenants topic than it has obeyed, nor
+// with another topic, unless that one is named.
+func TestTenantsTopicGoesBack(t *testing.T) {
+	s, sc := dataset(t), newSource(t)
+	writer := func(id string, at int64, accept string) (*Writer, error) {
+		return s.Writer(t.Context(), topic, 0, Options{Provenance: Provenance{TenantsTopicID: id}, AcceptTenantsTopic: accept, Consent: Consent{
+			Sync:   func(context.Context) (int64, error) { return at, nil },
+			Decide: func(schema.Envelope) (schema.Streams, schema.Withheld) { return bothStreams, schema.Withheld{} },
+		}})
+	}
+	commit := func(w *Writer, offset int64) error {
+		require.NoError(t, w.Add(sc.record(offset, "text")))
+		_, err := w.Commit(offset)
+		w.Close()
+		return err
+	}
+	w, err := writer("one", 5, "")
+	require.NoError(t, err)
+	require.NoError(t, commit(w, 0))
+
+	w, err = writer("one", 4, "")
+	require.NoError(t, err)
+	require.ErrorContains(t, commit(w, 1), "records of it were lost")
+	w, err = writer("one", 5, "")
+	require.NoError(t, err)
+	require.NoError(t, commit(w, 1))
+
+	other := (*TenantsTopicError)(nil)
+	for _, accept := range []string{"", "one", "three"} {
+		_, err = writer("two", 9, accept)
+		require.ErrorAs(t, err, &other)
+	}
+	require.Equal(t, TenantsTopicError{Partition{topic, 0}, "one", "two"}, *other)
+	_, err = writer("", 9, "")
+	require.ErrorAs(t, err, &other)
+	w, err = writer("two", 0, "two")
+	require.NoError(t, err)
+	require.NoError(t, commit(w, 2))
+	clean(t, s)
+
+	// Check sees it, too.
+	w, err = writer("two", 3, "")
+	require.NoError(t, err)
+	w.obeyed = -1
+	require.NoError(t, commit(w, 3))
+	w, err = writer("two", 2, "")
+	require.NoError(t, err)
+	w.obeyed = -1
+	require.NoError(t, commit(w, 4))
+	require.Len(t, check(t, s).Faults, 1)
+	require.Contains(t, check(t, s).Faults[0].Problem, "up to offset 2, the commit before it up to 3")
 }

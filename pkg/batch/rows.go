@@ -3,6 +3,7 @@ package batch
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -51,6 +53,20 @@ type rejected struct {
 	Path      string        `json:"path,omitempty"` // in the catalog's words
 	Byte      int           `json:"byte"`           // where in the value, or -1
 	Time      time.Time     `json:"time"`           // when it was read, UTC
+}
+
+// encodeRejected encodes the lines of a quarantine file, by offset: those that a
+// review listed come after those of later records.
+func encodeRejected(list []rejected) ([]byte, error) {
+	slices.SortFunc(list, func(a, b rejected) int { return cmp.Compare(a.Offset, b.Offset) })
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	for i := range list {
+		if err := e.Encode(&list[i]); err != nil {
+			return nil, err
+		}
+	}
+	return b.Bytes(), nil
 }
 
 // rowGroupBytes is the text that a row group of a Parquet file holds before

@@ -1,12 +1,10 @@
 package batch
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -70,8 +68,7 @@ type Writer struct {
 	general    map[key]int     // edit → index in held of the general event that told of it
 	seen       []seenAt        // keys of the batch, by offset
 	memory     *memory         // of them and of the batches before
-	quarantine bytes.Buffer
-	rejects    int64
+	listed     []rejected      // for the quarantine file
 	bytes      int64
 	sums       Commit // the counts so far; the rest is set by Commit
 	encoder    encoder
@@ -96,8 +93,9 @@ type held struct {
 
 // What a row and a record take beside their text, roughly, in bytes.
 const (
-	rowBytes    = 192
-	recordBytes = 768
+	rowBytes      = 192
+	recordBytes   = 768
+	rejectedBytes = 192
 )
 
 // Writer returns a writer that continues the partition's chain at its tip,
@@ -165,8 +163,7 @@ func (w *Writer) reset(start int64) {
 	clear(w.held)
 	w.held, w.seen = w.held[:0], w.seen[:0]
 	clear(w.general)
-	w.quarantine.Reset()
-	w.rejects, w.bytes = 0, 0
+	w.listed, w.bytes = w.listed[:0], 0
 	w.sums = Commit{
 		InApp:    InAppCounts{Drops: map[schema.Reason]int64{}},
 		Metadata: MetadataCounts{Drops: map[schema.Reason]int64{}},
@@ -475,14 +472,8 @@ func (w *Writer) list(src schema.Source, err error) {
 	if e := (*schema.Error)(nil); errors.As(err, &e) {
 		q.Path, q.Byte = e.Path, e.Offset
 	}
-	line, e := json.Marshal(q)
-	if e != nil {
-		w.fail(src, "the quarantine line could not be made")
-		return
-	}
-	w.quarantine.Write(append(line, '\n'))
-	w.rejects++
-	w.bytes += int64(len(line))
+	w.listed = append(w.listed, q)
+	w.bytes += rejectedBytes
 }
 
 // Commit commits the offsets from the end of the chain to last, inclusive. An
@@ -590,8 +581,8 @@ func (w *Writer) attempt(last int64) (Commit, [][]Row) {
 	for _, m := range slices.Sorted(maps.Keys(months)) {
 		name(File{Stream: StreamMetadata, Month: m, Rows: months[m]})
 	}
-	if w.rejects > 0 {
-		name(File{Stream: StreamQuarantine, Rows: w.rejects})
+	if n := len(w.listed); n > 0 {
+		name(File{Stream: StreamQuarantine, Rows: int64(n)})
 	}
 	if len(w.seen) > 0 {
 		name(File{Stream: StreamSeen, Rows: int64(len(w.seen))})
@@ -616,7 +607,7 @@ func (w *Writer) writeFiles(ctx context.Context, c *Commit, inApp [][]Row) error
 		case StreamMetadata:
 			b, err = w.encoder.encodeCounts(c.Format, w.countsOf(f.Month))
 		case StreamQuarantine:
-			b = w.quarantine.Bytes()
+			b, err = encodeRejected(w.listed)
 		case StreamSeen:
 			b = appendSeen(nil, c.Start, w.seen)
 		}
