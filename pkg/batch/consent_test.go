@@ -506,6 +506,9 @@ func TestUndecidedIsListedAndMayComeAgain(t *testing.T) {
 	requireNothingElse(t, s)
 	var listed []string
 	for _, f := range c.Files {
+		if f.Stream == StreamSeen {
+			require.EqualValues(t, 2, f.Rows, "those that stay, and those that were decided")
+		}
 		if f.Stream == StreamQuarantine {
 			b, err := os.ReadFile(s.abs(f.Path))
 			require.NoError(t, err)

@@ -416,7 +416,7 @@ func (w *Writer) review(ctx context.Context) (changed bool, err error) {
 			continue
 		}
 		w.withdraw(h, h.streams&^streams, why)
-		if changed = true; why.Undecided && h.streams == 0 {
+		if changed = true; why.Undecided {
 			w.list(h.source, &schema.Error{Reason: why.InApp, Offset: -1})
 			open[h.source.Offset] = true
 		}
