@@ -36,10 +36,10 @@ const (
 	benchBytes      = 96 << 20 // of values on each topic
 )
 
-// benchTopic fills a topic with issues of about size bytes whose texts and
-// people are those of the fixtures, and returns how many there are and their
-// bytes.
-func benchTopic(b *testing.B, client *kafkaio.Client, topic string, size int) (records, total int64) {
+// benchTopic fills a topic with a tenant's issues of about size bytes, whose
+// texts and people are those of the fixtures, and returns how many there are
+// and their bytes.
+func benchTopic(b *testing.B, client *kafkaio.Client, topic, tenant string, size int) (records, total int64) {
 	b.Helper()
 	require.NoError(b, ingest.EnsureEvents(b.Context(), client, topic, benchPartitions))
 	raw, err := os.ReadFile("../../fixtures/events/jira-rest.jsonl")
@@ -93,7 +93,7 @@ func benchTopic(b *testing.B, client *kafkaio.Client, topic string, size int) (r
 		fields["description"] = strings.ToValidUTF8(text.String()[:max(1, size-len(empty)-20)], "")
 		value, err := json.Marshal(issue)
 		require.NoError(b, err)
-		e := schema.Envelope{ID: ingest.EventID(fmt.Sprint(topic, records)), Origin: "bench", Type: "winnow.jira.rest.issue", Time: fixedNow.Add(-time.Hour), Tenant: gate.LocalTenant, Product: schema.Jira}
+		e := schema.Envelope{ID: ingest.EventID(fmt.Sprint(topic, records)), Origin: "bench", Type: "winnow.jira.rest.issue", Time: fixedNow.Add(-time.Hour), Tenant: tenant, Product: schema.Jira}
 		ms = append(ms, kafkaio.Message{Key: []byte(fmt.Sprint(records)), Value: value, Headers: e.AppendHeaders(nil), Time: fixedNow})
 		total += int64(len(value))
 		if len(ms) == 4000 {
@@ -117,8 +117,9 @@ func cpu() time.Duration {
 
 // BenchmarkLine measures, over the same records, what consuming costs, what the
 // frame costs (consume, write, commit), what the whole line costs, and what a
-// plain consumer costs that passes records through to gzip JSON. Figures per
-// core are per second of processor time of this process.
+// plain consumer costs that passes records through to gzip JSON; and what the
+// line costs when the tenant of all of them is exempt, so that nothing is
+// parsed. Figures per core are per second of processor time of this process.
 func BenchmarkLine(b *testing.B) {
 	broker := startBroker(b, filepath.Join(b.TempDir(), "broker"))
 	client, err := kafkaio.Dial([]string{broker.addr()}, kafkaio.Options{ClientID: "bench"})
@@ -126,8 +127,12 @@ func BenchmarkLine(b *testing.B) {
 	defer client.Close()
 	for _, size := range []int{1 << 10, 4 << 10} {
 		topic := fmt.Sprint("bench-", size)
-		records, total := benchTopic(b, client, topic, size)
-		run := func(name string, pass func(b *testing.B) (got int64)) {
+		records, total := benchTopic(b, client, topic, gate.LocalTenant, size)
+		dropped := topic + "-exempt"
+		exempt, exemptTotal := benchTopic(b, client, dropped, "exempt", size)
+		require.InEpsilon(b, total, exemptTotal, 0.001)
+		require.InEpsilon(b, records, exempt, 0.001)
+		run := func(name string, records, total int64, pass func(b *testing.B) (got int64)) {
 			b.Run(fmt.Sprintf("%s/%dKiB", name, size>>10), func(b *testing.B) {
 				b.SetBytes(total)
 				b.ReportAllocs()
@@ -140,14 +145,24 @@ func BenchmarkLine(b *testing.B) {
 				b.ReportMetric(float64(records)*float64(b.N)/used, "records/core-s")
 			})
 		}
-		run("consume", func(b *testing.B) int64 {
+		run("consume", records, total, func(b *testing.B) int64 {
 			return consume(b, client, topic, func(int) func(*kafkaio.Batch) { return func(*kafkaio.Batch) {} })
 		})
 		for _, f := range []batch.Format{batch.Parquet, batch.JSONL} {
-			run("frame-"+f.String(), func(b *testing.B) int64 { return frame(b, client, topic, f) })
-			run("line-"+f.String(), func(b *testing.B) int64 { return wholeLine(b, client, topic, f) })
+			run("frame-"+f.String(), records, total, func(b *testing.B) int64 { return frame(b, client, topic, f) })
+			run("line-"+f.String(), records, total, func(b *testing.B) int64 {
+				s := wholeLine(b, client, topic, f)
+				require.Equal(b, s.records, s.documents)
+				return s.records
+			})
 		}
-		run("peer-reader-gzip", func(b *testing.B) int64 { return peer(b, broker.addr(), topic) })
+		run("line-dropped", exempt, exemptTotal, func(b *testing.B) int64 {
+			s := wholeLine(b, client, dropped, batch.Parquet)
+			require.Equal(b, s.records, s.inAppDrops[gate.ExemptHIPAA])
+			require.Zero(b, s.metadata)
+			return s.records
+		})
+		run("peer-reader-gzip", records, total, func(b *testing.B) int64 { return peer(b, broker.addr(), topic) })
 	}
 }
 
@@ -210,8 +225,11 @@ func frame(b *testing.B, client *kafkaio.Client, topic string, f batch.Format) i
 	})
 }
 
+// exemptTenant is the tenant of events that are dropped.
+const exemptTenant = `{"tenant":"exempt","org":"org-exempt","hosts":["exempt.example"],"region":"eu","revision":1,"history":[{"at":"2026-01-01T00:00:00Z","set":{"plans":{"jira":"standard"},"sector":"retail","in_app":"on","hipaa":true}}]}`
+
 // wholeLine runs the worker until it has drained the topic.
-func wholeLine(b *testing.B, client *kafkaio.Client, topic string, f batch.Format) int64 {
+func wholeLine(b *testing.B, client *kafkaio.Client, topic string, f batch.Format) totals {
 	store, err := batch.Create(filepath.Join(b.TempDir(), "out"))
 	require.NoError(b, err)
 	defer os.RemoveAll(store.String())
@@ -221,8 +239,10 @@ func wholeLine(b *testing.B, client *kafkaio.Client, topic string, f batch.Forma
 	for p, r := range ranges {
 		drain[p] = r.End
 	}
+	policy := gate.NewPolicy(gate.Options{AssumeConsent: true})
+	require.NoError(b, policy.Put("exempt", []byte(exemptTenant)))
 	w := &worker{
-		client: client, store: store, policy: gate.NewPolicy(gate.Options{AssumeConsent: true}), now: time.Now,
+		client: client, store: store, policy: policy, now: time.Now,
 		log: slog.New(slog.DiscardHandler), topic: topic, group: fmt.Sprint("bench-", rand.Int64()), flush: benchLimits,
 		opts: batch.Options{Format: f}, drain: drain,
 	}
@@ -230,8 +250,7 @@ func wholeLine(b *testing.B, client *kafkaio.Client, topic string, f batch.Forma
 	require.NoError(b, w.run(b.Context()))
 	s, err := sum(store)
 	require.NoError(b, err)
-	require.Equal(b, s.records, s.documents)
-	return s.records
+	return s
 }
 
 // peer is what one writes without us: kafka-go's Reader, and each record as a
