@@ -62,16 +62,16 @@ type Writer struct {
 	last      int64 // highest offset taken; start-1 before the first
 	err       error // why the writer is finished
 
-	inApp      map[place][]Row
-	counts     map[count]int64 // by a key whose Count is 0
-	held       []held          // what feeds a stream, by offset
-	general    map[key]int     // edit → index in held of the general event that told of it
-	seen       []seenAt        // keys of the batch, by offset
-	memory     *memory         // of them and of the batches before
-	listed     []rejected      // for the quarantine file
-	bytes      int64
-	sums       Commit // the counts so far; the rest is set by Commit
-	encoder    encoder
+	inApp   map[place][]Row
+	counts  map[count]int64 // by a key whose Count is 0
+	held    []held          // what feeds a stream, by offset
+	general map[key]int     // edit → index in held of the general event that told of it
+	seen    []seenAt        // keys of the batch, by offset
+	memory  *memory         // of them and of the batches before
+	listed  []rejected      // for the quarantine file
+	bytes   int64
+	sums    Commit // the counts so far; the rest is set by Commit
+	encoder encoder
 
 	lastTime  time.Time // see month
 	lastMonth string

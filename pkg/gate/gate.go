@@ -20,16 +20,22 @@
 //   - Deleted apps, excluded scopes and hosts are the event's site's own. A
 //     record that is expired or unreadable at any site makes the whole
 //     organisation tenant_stale.
-//   - A site that leaves, by a tombstone or by naming another Org, no longer
-//     speaks for the organisation, neither against nor for it. The topic is
-//     the truth, and after compaction nothing else is left of such a record.
+//   - A site speaks for an organisation, against it and for it, while its
+//     history says that it belongs to it. So what an organisation recorded at
+//     one of its sites goes on to hold for the events of that time, also when
+//     the site, or the event's own, has moved since. A site that leaves by a
+//     tombstone no longer speaks at all: the topic is the truth, and after
+//     compaction nothing else is left of such a record.
+//   - An event is asked of each organisation that its site belonged to from the
+//     event's time to now, for the time that it did. What a site recorded
+//     itself goes with it when it moves.
 //   - A stream is collected only if every state in force at any moment from the
 //     event's time to now allows it. The current state names the reason if it
 //     denies; else the latest state that denied does, and the row is 21.
 //   - A change dated after now is not in force. An event dated after now is
 //     judged by the state at now.
-//   - Row 4 is an exemption that has held without a break only since after T0.
-//     Where several hold, the first in the table's order names the reason, and
+//   - Row 4 is an exemption that has held without a break only since after T0,
+//     or that of an organisation which the site joined after T0. Where several hold, the first in the table's order names the reason, and
 //     its own beginning tells row 2 or 3 from row 4.
 //   - Row 7 asks for the state at T0, so an end dated exactly T0 counts, and a
 //     contract that ended and was renewed before T0 does not.
@@ -41,9 +47,11 @@
 //     metadata is collected and in-app follows its setting.
 //   - Rows 12, 13 and 17 keep their number and reason under the vendor's
 //     reading: it changes their outcome, not what was recorded.
-//   - Row 20 compares keys without regard to case. An envelope that names no
-//     project, space or app is not excluded; so content is admitted only by a
-//     second look, after the payload has been read.
+//   - Row 20 compares keys without regard to case; an app is a product, as in
+//     the vendor's words. Before the payload has been read no project and no
+//     space is excluded, so content is admitted only by a second look. A payload
+//     that names no project, at a site that excludes one, may be of it: its
+//     content is dropped. Likewise for spaces.
 package gate
 
 import (
@@ -109,7 +117,17 @@ func (d Decision) Streams() schema.Streams {
 
 // Withheld returns the reasons of the streams that the event may not feed.
 func (d Decision) Withheld() schema.Withheld {
-	return schema.Withheld{Metadata: d.MetadataReason, InApp: d.InAppReason}
+	return schema.Withheld{Metadata: d.MetadataReason, InApp: d.InAppReason, Undecided: d.Streams() == 0 && undecided(d.InAppReason)}
+}
+
+// undecided reports whether a reason is want of something that an operator can
+// mend: a tenant's record, or a plan in it.
+func undecided(why schema.Reason) bool {
+	switch why {
+	case TenantUnknown, TenantStale, TenantMismatch, PlanUnknown:
+		return true
+	}
+	return false
 }
 
 func drop(row int, why schema.Reason) Decision {

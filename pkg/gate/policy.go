@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"winnow/pkg/schema"
@@ -15,12 +16,11 @@ import (
 var ErrRevision = errors.New("revision is not above the known one")
 
 // Policy holds the records of all tenants. The zero Policy is ready to use and
-// has the zero Options.
-//
-// Put must not run beside any other method. Between Puts all other methods are
-// safe for concurrent use.
+// has the zero Options. Its methods may be called by several goroutines.
 type Policy struct {
-	opts  Options
+	opts Options
+
+	mu    sync.RWMutex
 	sites map[string]*site
 	orgs  map[string]*org
 	hosts map[string][]*site // the sites that list a host
@@ -33,17 +33,25 @@ type site struct {
 	unreadable bool
 	record     *schema.Tenant // the last accepted, also while unreadable; nil after a tombstone
 	states     []state        // of record, never empty beside one
-	home       *org           // of record
-	orgs       []string       // the organisations that the site speaks for
+	homes      []home         // of record, likewise; the first begins with states
+	orgs       []string       // the organisations that the site speaks for, or may
 }
 
-// org is an organisation: its sites, and what they say together.
+// home is an organisation that a site belongs to, until the next one's.
+type home struct {
+	at  time.Time
+	org *org
+}
+
+// org is an organisation: its sites, also those that have left, and what they
+// say together.
 type org struct {
+	name        string
 	sites       []*site
 	line        []facts
 	endedBefore bool      // row 7
 	unreadable  bool      // some site's record is unreadable
-	expires     time.Time // the earliest expiry of any site's record; zero: never
+	expires     time.Time // the earliest expiry of any record of a site that has not left; zero: never
 }
 
 // NewPolicy returns a Policy that knows no tenant.
@@ -65,6 +73,8 @@ func (p *Policy) Put(key string, value []byte) error {
 	if key == LocalTenant {
 		return fmt.Errorf("tenant %q: the key is reserved for records replayed without a tenant", key)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	s := p.sites[key]
 	if len(value) == 0 {
 		if s != nil {
@@ -106,8 +116,7 @@ func (p *Policy) Put(key string, value []byte) error {
 	}
 	p.list(s, t)
 	s.revision, s.unreadable = t.Revision, false
-	p.join(s, t.Org)
-	s.home = p.orgs[t.Org]
+	p.join(s, t.Orgs()...)
 	return nil
 }
 
@@ -123,7 +132,7 @@ func (p *Policy) list(s *site, t *schema.Tenant) {
 			}
 		}
 	}
-	s.record, s.states, s.home = t, nil, nil
+	s.record, s.states, s.homes = t, nil, nil
 	if t == nil {
 		return
 	}
@@ -138,21 +147,35 @@ func (p *Policy) list(s *site, t *schema.Tenant) {
 // join makes s speak for the named organisations and no others, and brings
 // those it joins, stays in or leaves up to date.
 func (p *Policy) join(s *site, orgs ...string) {
-	for _, name := range s.orgs {
+	left := s.orgs
+	for _, name := range left {
 		o := p.orgs[name]
 		o.sites = slices.DeleteFunc(o.sites, func(x *site) bool { return x == s })
 	}
-	left := s.orgs
 	slices.Sort(orgs)
 	s.orgs = slices.Compact(orgs)
 	for _, name := range s.orgs {
 		o := p.orgs[name]
 		if o == nil {
-			o = new(org)
+			o = &org{name: name}
 			p.orgs[name] = o
 		}
 		o.sites = append(o.sites, s)
-		o.update()
+	}
+	if s.record != nil && !s.unreadable {
+		s.homes = s.homes[:0]
+		for _, st := range s.states {
+			o := p.orgs[s.record.Org]
+			if st.set.Org != nil {
+				o = p.orgs[*st.set.Org]
+			}
+			if n := len(s.homes); n == 0 || s.homes[n-1].org != o {
+				s.homes = append(s.homes, home{st.at, o})
+			}
+		}
+	}
+	for _, name := range s.orgs {
+		p.orgs[name].update()
 	}
 	for _, name := range left {
 		if o := p.orgs[name]; len(o.sites) == 0 {
@@ -166,18 +189,26 @@ func (p *Policy) join(s *site, orgs ...string) {
 // update works out what the sites of o say together.
 func (o *org) update() {
 	o.unreadable, o.expires, o.endedBefore = false, time.Time{}, false
-	var sites [][]state
+	var stays []stay
 	for _, s := range o.sites {
 		if s.unreadable {
 			o.unreadable = true
 			continue
 		}
-		sites = append(sites, s.states)
-		if x := s.record.Expires; !x.IsZero() && (o.expires.IsZero() || x.Before(o.expires)) {
-			o.expires = x
+		for i, h := range s.homes {
+			switch {
+			case h.org != o:
+			case i+1 < len(s.homes):
+				stays = append(stays, stayOf(s.states, h.at, s.homes[i+1].at))
+			default:
+				stays = append(stays, stayOf(s.states, h.at, time.Time{}))
+				if x := s.record.Expires; !x.IsZero() && (o.expires.IsZero() || x.Before(o.expires)) {
+					o.expires = x
+				}
+			}
 		}
 	}
-	o.line = timeline(sites)
+	o.line = timeline(stays)
 	if i := inForce(o.line, schema.EffectiveDate); i >= 0 {
 		o.endedBefore = o.line[i].ended
 	}
@@ -187,6 +218,8 @@ func (o *org) update() {
 // processing time. It allocates nothing and does not fail: what cannot be
 // decided is dropped.
 func (p *Policy) Decide(e schema.Envelope, now time.Time) Decision {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	if e.Tenant == LocalTenant && p.opts.AssumeConsent {
 		d := Decision{Metadata: true, InApp: true}
 		switch {
@@ -207,7 +240,7 @@ func (p *Policy) Decide(e schema.Envelope, now time.Time) Decision {
 	case s.record == nil:
 		return drop(1, TenantUnknown)
 	}
-	d := decide(s.home, s, &e, now, p.opts.Unset)
+	d := decide(s, &e, now, p.opts.Unset)
 	d.Org, d.Region = s.record.Org, s.record.Region
 	return d
 }
@@ -216,6 +249,8 @@ func (p *Policy) Decide(e schema.Envelope, now time.Time) Decision {
 // case. If none does, or several do, ok is false. A tenant whose record became
 // unreadable keeps its hosts, so that its events are still told from others'.
 func (p *Policy) TenantOf(host string) (tenant string, ok bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	if s := p.hosts[host]; len(s) == 1 {
 		return s[0].key, true
 	}
@@ -224,10 +259,16 @@ func (p *Policy) TenantOf(host string) (tenant string, ok bool) {
 
 // Claimed reports whether any tenant lists the host, which must be in lower
 // case.
-func (p *Policy) Claimed(host string) bool { return len(p.hosts[host]) > 0 }
+func (p *Policy) Claimed(host string) bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return len(p.hosts[host]) > 0
+}
 
 // Len returns the number of tenants that have a record, readable or not.
 func (p *Policy) Len() int {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
 	n := 0
 	for _, s := range p.sites {
 		if s.record != nil || s.unreadable {

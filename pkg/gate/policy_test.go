@@ -3,6 +3,7 @@ package gate
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -264,4 +265,124 @@ func BenchmarkPut(b *testing.B) {
 		tn.Revision++
 		put(b, p, tn)
 	}
+}
+
+// TestMoves: s1 belongs to acme, with s2, until it joins other, with s3.
+func TestMoves(t *testing.T) {
+	const day = 24 * time.Hour
+	moved := t0.Add(10 * day)
+	world := func(edit func(s1, s2, s3 *schema.Tenant)) *world {
+		w := open()
+		s1, s2, s3 := w.tenants[0], record("s2", schema.Premium), record("s3", schema.Premium)
+		s1.Org, s3.Org = "other", "other"
+		s1.History[0].Set.Org = new("acme")
+		change(s1, moved, schema.Settings{Org: new("other")})
+		w.tenants = append(w.tenants, s2, s3)
+		edit(s1, s2, s3)
+		w.now = t0.Add(20 * day)
+		return w
+	}
+	out, in, hipaa := schema.Settings{OptedOut: new(true)}, schema.Settings{OptedOut: new(false)}, schema.Settings{HIPAA: new(true)}
+	ended := schema.Settings{ContractEnded: new(true)}
+	before, after := 5*day, 15*day
+	for _, c := range []struct {
+		name string
+		edit func(s1, s2, s3 *schema.Tenant)
+		site string
+		at   time.Duration // of the event, after T0
+		row  int
+		why  schema.Reason
+	}{
+		{"nothing else happens", func(_, _, _ *schema.Tenant) {}, "s1", before, 14, ""},
+		{"the old one opted out meanwhile", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(7*day), out) }, "s1", before, 21, OptedOut},
+		{"… and in again", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(7*day), out); change(s2, t0.Add(8*day), in) }, "s1", before, 21, OptedOut},
+		{"… which does not concern what comes after", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(7*day), out) }, "s1", after, 14, ""},
+		{"the old one opts out when the site has gone", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(11*day), out) }, "s1", before, 14, ""},
+		{"the old one's opt-out ends with the move", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(7*day), out); change(s2, moved, in) }, "s1", before, 21, OptedOut},
+		{"the new one has opted out", func(_, _, s3 *schema.Tenant) { change(s3, t0.Add(11*day), out) }, "s1", before, 16, OptedOut},
+		{"the new one had, until the move", func(_, _, s3 *schema.Tenant) { change(s3, t0.Add(4*day), out); change(s3, moved, in) }, "s1", before, 14, ""},
+		{"the old one's contract ended before the move", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(7*day), ended) }, "s1", before, 21, Ended},
+		{"… of which the site is free", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(7*day), ended) }, "s1", after, 14, ""},
+		{"the old one ended before T0", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(-day), ended) }, "s1", before, 21, EndedBeforeEffectiveDate},
+		{"… of which the site is free, too", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(-day), ended) }, "s1", after, 14, ""},
+		{"into an organisation exempt since before T0", func(_, _, s3 *schema.Tenant) { change(s3, t0.Add(-day), hipaa) }, "s1", after, 4, ExemptHIPAA},
+		{"… whose own site was always so", func(_, _, s3 *schema.Tenant) { change(s3, t0.Add(-day), hipaa) }, "s3", after, 2, ExemptHIPAA},
+		{"out of an exempt one", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(-day), hipaa) }, "s1", before, 21, ExemptHIPAA},
+		{"… and after", func(_, s2, _ *schema.Tenant) { change(s2, t0.Add(-day), hipaa) }, "s1", after, 14, ""},
+		{"the site's own opt-out held for the old one", func(s1, _, _ *schema.Tenant) { change(s1, t0.Add(7*day), out); change(s1, t0.Add(8*day), in) }, "s2", before, 21, OptedOut},
+		{"… also when it leaves opted out", func(s1, _, _ *schema.Tenant) { change(s1, t0.Add(7*day), out) }, "s2", before, 21, OptedOut},
+		{"… but not longer", func(s1, _, _ *schema.Tenant) { change(s1, t0.Add(7*day), out) }, "s2", after, 14, ""},
+		{"… and for the new one since the move", func(s1, _, _ *schema.Tenant) { change(s1, t0.Add(7*day), out) }, "s3", after, 16, OptedOut},
+		{"what it said elsewhere is not the new one's", func(s1, _, _ *schema.Tenant) { change(s1, t0.Add(7*day), out); change(s1, moved, in) }, "s3", before, 14, ""},
+		{"a plan counts from the move on", func(s1, _, s3 *schema.Tenant) {
+			s1.History[0].Set.Plans = &map[schema.Product]schema.Plan{schema.Jira: schema.Enterprise}
+			s3.History[0].Set.Plans = &map[schema.Product]schema.Plan{schema.Jira: schema.Standard}
+			s3.History[0].Set.Metadata, s1.History[0].Set.Metadata = nil, nil
+		}, "s3", after, 17, SettingsUnset},
+		{"there and back", func(s1, s2, s3 *schema.Tenant) {
+			s1.Org = "acme"
+			change(s1, t0.Add(12*day), schema.Settings{Org: new("acme")})
+			change(s3, t0.Add(11*day), out)
+		}, "s1", before, 21, OptedOut},
+		{"a move that is to come", func(s1, _, s3 *schema.Tenant) {
+			s1.History[1].At = t0.Add(30 * day)
+			change(s3, t0.Add(day), out)
+		}, "s1", before, 14, ""},
+	} {
+		t.Run(c.name+", "+c.site, func(t *testing.T) {
+			w := world(c.edit)
+			w.event.Tenant, w.event.Host, w.event.Time = c.site, c.site+".example.net", t0.Add(c.at)
+			d := w.decide(t)
+			require.Equal(t, Decision(w.model().Decide(w.event, w.now)), d, "the reference reads it otherwise")
+			require.Equal(t, c.row, d.Row)
+			require.Equal(t, c.why, d.InAppReason)
+			require.Equal(t, c.why == "", d.InApp)
+		})
+	}
+
+	// A record that cannot be read closes each organisation that its site was
+	// ever of, for the events of the time.
+	w := world(func(_, _, _ *schema.Tenant) {})
+	p := w.policy(t)
+	require.Error(t, p.Put("s2", []byte("{")))
+	w.event.Time = t0.Add(before)
+	require.Equal(t, TenantStale, p.Decide(w.event, w.now).InAppReason)
+	w.event.Time = t0.Add(after)
+	require.True(t, p.Decide(w.event, w.now).InApp)
+	require.NoError(t, p.Put("s2", nil))
+	require.Error(t, p.Put("s1", []byte("{")))
+	for _, site := range []string{"s1", "s3"} {
+		w.event.Tenant, w.event.Host = site, ""
+		require.Equal(t, TenantStale, p.Decide(w.event, w.now).InAppReason)
+	}
+}
+
+// Records are put while others decide; run with -race.
+func TestPutBesideDecide(t *testing.T) {
+	p, e := crowd(t, 50)
+	now := e.Time.Add(time.Hour)
+	stop := make(chan struct{})
+	var deciding sync.WaitGroup
+	for range 2 {
+		deciding.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					p.Decide(e, now)
+					p.TenantOf(e.Host)
+					p.Claimed(e.Host)
+					p.Len()
+				}
+			}
+		})
+	}
+	for i := range int64(200) {
+		tn := record(e.Tenant, schema.Premium)
+		tn.Revision = 1000 + i
+		put(t, p, tn)
+	}
+	close(stop)
+	deciding.Wait()
 }

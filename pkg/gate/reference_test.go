@@ -4,298 +4,23 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"winnow/internal/testkit/policy"
 	"winnow/pkg/schema"
 )
 
 // model is the tenants topic as the reference sees it.
-type model struct {
-	opts       Options
-	records    map[string]*schema.Tenant // readable ones
-	unreadable map[string][]string       // key → organisations it may speak for
-}
-
-func (w *world) model() model {
-	m := model{opts: w.opts, records: map[string]*schema.Tenant{}}
+func (w *world) model() *policy.Topic {
+	m := &policy.Topic{Vendor: w.opts.Unset == Vendor, Tenants: map[string]*schema.Tenant{}}
 	for _, tn := range w.tenants {
-		m.records[tn.ID] = tn
+		m.Tenants[tn.ID] = tn
 	}
 	return m
-}
-
-// reference is the decision table said again, slowly: every instant is decided
-// from the whole history, with one if per row. It shares no code with decide.
-func reference(m model, e schema.Envelope, now time.Time) Decision {
-	no := func(row int, why schema.Reason) Decision {
-		return Decision{Row: row, MetadataReason: why, InAppReason: why}
-	}
-	if _, ok := m.unreadable[e.Tenant]; ok {
-		return no(1, TenantStale)
-	}
-	own, ok := m.records[e.Tenant]
-	if !ok {
-		return no(1, TenantUnknown)
-	}
-	var org []*schema.Tenant
-	for _, tn := range m.records {
-		if tn.Org == own.Org {
-			org = append(org, tn)
-		}
-	}
-	answer := func(d Decision) Decision {
-		d.Org, d.Region = own.Org, own.Region
-		return d
-	}
-	from := e.Time
-	if now.Before(from) {
-		from = now
-	}
-	if _, ok := own.At(from); !ok {
-		return answer(no(1, TenantUnknown))
-	}
-	for _, orgs := range m.unreadable {
-		if slices.Contains(orgs, own.Org) {
-			return answer(no(1, TenantStale))
-		}
-	}
-	for _, tn := range org {
-		if !tn.Expires.IsZero() && tn.Expires.Before(now) {
-			return answer(no(1, TenantStale))
-		}
-	}
-	if e.Host != "" && !slices.Contains(own.Hosts, e.Host) {
-		return answer(no(1, TenantMismatch))
-	}
-
-	// Every instant since the event at which something changed, latest first.
-	instants := []time.Time{from}
-	for _, tn := range org {
-		for _, c := range tn.History {
-			if c.At.After(from) && !c.At.After(now) {
-				instants = append(instants, c.At)
-			}
-		}
-	}
-	slices.SortFunc(instants, func(a, b time.Time) int { return b.Compare(a) })
-	d := referenceAt(m.opts, org, own, e, now, instants[0])
-	for _, at := range instants[1:] {
-		was := referenceAt(m.opts, org, own, e, now, at)
-		if d.Metadata && !was.Metadata {
-			d.Metadata, d.MetadataReason, d.Row = false, was.MetadataReason, 21
-		}
-		if d.InApp && !was.InApp {
-			d.InApp, d.InAppReason, d.Row = false, was.InAppReason, 21
-		}
-	}
-	return answer(d)
-}
-
-func referenceAt(opts Options, org []*schema.Tenant, own *schema.Tenant, e schema.Envelope, now, at time.Time) Decision {
-	yes := func(b *bool) bool { return b != nil && *b }
-	// any reports whether ask holds at the instant at any site.
-	any := func(at time.Time, ask func(s schema.Settings) bool) bool {
-		for _, tn := range org {
-			if s, ok := tn.At(at); ok && ask(s) {
-				return true
-			}
-		}
-		return false
-	}
-	no := func(row int, why schema.Reason) Decision {
-		return Decision{Row: row, MetadataReason: why, InAppReason: why}
-	}
-	// exempt is no, with row 4 if what is asked for held neither at T0 nor at
-	// some moment before that from which it held on.
-	exempt := func(row int, why schema.Reason, ask func(s schema.Settings) bool) Decision {
-		if !any(schema.EffectiveDate, ask) {
-			row = 4
-		}
-		for _, tn := range org {
-			for _, c := range tn.History {
-				if c.At.After(schema.EffectiveDate) && !c.At.After(at) && !any(c.At, ask) {
-					row = 4
-				}
-			}
-		}
-		if !at.After(schema.EffectiveDate) { // nothing begins after T0 before T0
-			row = map[bool]int{true: 3, false: 2}[why == ExemptSector]
-		}
-		return no(row, why)
-	}
-
-	cmek := func(s schema.Settings) bool { return yes(s.CMEK) }
-	if any(at, cmek) {
-		return exempt(2, ExemptCMEK, cmek)
-	}
-	government := func(s schema.Settings) bool { return yes(s.GovernmentCloud) }
-	if any(at, government) {
-		return exempt(2, ExemptGovernmentCloud, government)
-	}
-	isolated := func(s schema.Settings) bool { return yes(s.IsolatedCloud) }
-	if any(at, isolated) {
-		return exempt(2, ExemptIsolatedCloud, isolated)
-	}
-	hipaa := func(s schema.Settings) bool { return yes(s.HIPAA) }
-	if any(at, hipaa) {
-		return exempt(2, ExemptHIPAA, hipaa)
-	}
-	sector := func(s schema.Settings) bool {
-		if s.Sector == nil || strings.TrimSpace(*s.Sector) == "" {
-			return true
-		}
-		w := strings.TrimSpace(*s.Sector)
-		listed := strings.EqualFold(w, "government") || strings.EqualFold(w, "financial_services")
-		return listed && !yes(s.SectorNotExempt)
-	}
-	if any(at, sector) {
-		return exempt(3, ExemptSector, sector)
-	}
-	if e.Product != schema.Jira && e.Product != schema.Confluence && e.Product != schema.ServiceManagement {
-		return no(5, ProductOutOfScope)
-	}
-	if e.Time.Before(schema.EffectiveDate) || now.Before(schema.EffectiveDate) {
-		return no(6, BeforeEffectiveDate)
-	}
-	ended := func(s schema.Settings) bool { return yes(s.ContractEnded) }
-	if any(schema.EffectiveDate, ended) {
-		return no(7, EndedBeforeEffectiveDate)
-	}
-	if any(at, ended) {
-		return no(8, Ended)
-	}
-	mine, _ := own.At(at)
-	if mine.DeletedApps != nil {
-		for _, app := range *mine.DeletedApps {
-			if app == e.Product {
-				return no(8, Ended)
-			}
-		}
-	}
-	has := func(p schema.Plan) bool {
-		return any(at, func(s schema.Settings) bool { return slices.Contains(slices.Collect(maps.Values(*s.Plans)), p) })
-	}
-	known := func(p schema.Plan) bool {
-		return p == "free" || p == "standard" || p == "premium" || p == "enterprise"
-	}
-	if any(at, func(s schema.Settings) bool { return s.Plans == nil || len(*s.Plans) == 0 }) {
-		return no(9, PlanUnknown)
-	}
-	if any(at, func(s schema.Settings) bool {
-		for _, p := range *s.Plans {
-			if !known(p) {
-				return true
-			}
-		}
-		return s.TransitionTo != nil && *s.TransitionTo != "" && !known(*s.TransitionTo)
-	}) {
-		return no(9, PlanUnknown)
-	}
-	if any(at, func(s schema.Settings) bool { return yes(s.OptedOut) }) {
-		return no(16, OptedOut)
-	}
-
-	setting := func(of func(s schema.Settings) *schema.Setting) schema.Setting {
-		if any(at, func(s schema.Settings) bool { return of(s) != nil && *of(s) == "off" }) {
-			return "off"
-		}
-		if any(at, func(s schema.Settings) bool { return of(s) == nil || *of(s) == "" }) {
-			return "unset"
-		}
-		return "on"
-	}
-	metadata := setting(func(s schema.Settings) *schema.Setting { return s.Metadata })
-	inApp := setting(func(s schema.Settings) *schema.Setting { return s.InApp })
-	vendor := opts.Unset == Vendor
-
-	row := func(plan schema.Plan) Decision {
-		yes := Decision{Metadata: true, InApp: true}
-		d := yes
-		if plan == "free" || plan == "standard" {
-			if inApp == "off" {
-				d = Decision{Metadata: true, InAppReason: InAppOff, Row: 10}
-			}
-			if inApp == "on" {
-				d.Row = 11
-			}
-			if inApp == "unset" && !vendor {
-				d = Decision{Metadata: true, InAppReason: InAppUnset, Row: 12}
-			}
-			if inApp == "unset" && vendor {
-				d.Row = 12
-			}
-		}
-		if plan == "premium" {
-			if inApp == "off" {
-				d = Decision{Metadata: true, InAppReason: InAppOff, Row: 13}
-			}
-			if inApp == "unset" {
-				d = Decision{Metadata: true, InAppReason: InAppUnset, Row: 13}
-			}
-			if inApp == "on" {
-				d.Row = 14
-			}
-		}
-		if plan == "enterprise" {
-			if metadata == "off" {
-				d.Row = 15
-				d.Metadata, d.MetadataReason = false, OptedOutMetadata
-			}
-			if metadata == "unset" {
-				d.Row = 17
-			}
-			if metadata == "on" {
-				d.Row = 18
-			}
-			if inApp == "off" {
-				d.InApp, d.InAppReason = false, InAppOff
-			}
-			if inApp == "unset" {
-				d.InApp, d.InAppReason = false, InAppUnset
-			}
-			if metadata == "unset" && !vendor {
-				d = no(17, SettingsUnset)
-			}
-		}
-		if plan != "enterprise" && metadata == "off" { // row 19
-			d.Metadata, d.MetadataReason, d.Warn = false, OptedOutMetadata, true
-		}
-		return d
-	}
-
-	var plan schema.Plan
-	for _, p := range []schema.Plan{"free", "standard", "premium", "enterprise"} {
-		if has(p) {
-			plan = p
-		}
-	}
-	d := row(plan)
-	for _, p := range []schema.Plan{"free", "standard", "premium", "enterprise"} {
-		if any(at, func(s schema.Settings) bool { return s.TransitionTo != nil && *s.TransitionTo == p }) {
-			to := row(p)
-			if d.Metadata && !to.Metadata {
-				d.Metadata, d.MetadataReason, d.Row = false, to.MetadataReason, 9
-			}
-			if d.InApp && !to.InApp {
-				d.InApp, d.InAppReason, d.Row = false, to.InAppReason, 9
-			}
-			d.Warn = d.Warn || to.Warn
-		}
-	}
-	if mine.Excluded != nil && d.InApp {
-		in := func(keys []string, key string) bool {
-			return key != "" && slices.ContainsFunc(keys, func(k string) bool { return strings.EqualFold(k, key) })
-		}
-		if in(mine.Excluded.Projects, e.Project) || in(mine.Excluded.Spaces, e.Space) || in(mine.Excluded.Apps, e.App) {
-			d.InApp, d.InAppReason = false, ScopeExcluded
-		}
-	}
-	return d
 }
 
 // TestFullProduct compares with the reference every base row under every
@@ -343,7 +68,7 @@ func TestFullProduct(t *testing.T) {
 						hold(w)
 					}
 				}
-				got, want := p.Decide(w.event, w.now), reference(m, w.event, w.now)
+				got, want := p.Decide(w.event, w.now), Decision(m.Decide(w.event, w.now))
 				if got != want {
 					require.Equal(t, want, got, "%s, record %b, event %b", name, held, of)
 				}
@@ -397,6 +122,16 @@ func drawTenant(t *rapid.T, id string, revision int64) *schema.Tenant {
 	for range 6 - rapid.IntRange(0, 6).Draw(t, "without") {
 		change(tn, rapid.SampledFrom(grid).Draw(t, "at"), rapid.SampledFrom(single).Draw(t, "set"))
 	}
+	if rapid.IntRange(0, 2).Draw(t, "moves") == 0 {
+		for range rapid.IntRange(1, 2).Draw(t, "times") {
+			change(tn, rapid.SampledFrom(grid).Draw(t, "at"), schema.Settings{Org: new(rapid.SampledFrom([]string{"acme", "other", "third"}).Draw(t, "to"))})
+		}
+		if tn.History[0].Set.Org == nil {
+			tn.History[0].Set.Org = new(tn.Org)
+		}
+		end, _ := tn.At(t0.AddDate(1, 0, 0))
+		tn.Org = *end.Org
+	}
 	return tn
 }
 
@@ -416,12 +151,9 @@ func questions(f func(e schema.Envelope, now time.Time)) {
 func TestRandomHistories(t *testing.T) {
 	rows := map[int]int{}
 	history := func(t *rapid.T) {
-		m := model{
-			opts:       Options{Unset: rapid.SampledFrom([]Unset{Closed, Vendor}).Draw(t, "unset")},
-			records:    map[string]*schema.Tenant{},
-			unreadable: map[string][]string{},
-		}
-		p := NewPolicy(m.opts)
+		opts := Options{Unset: rapid.SampledFrom([]Unset{Closed, Vendor}).Draw(t, "unset")}
+		m := &policy.Topic{Vendor: opts.Unset == Vendor, Tenants: map[string]*schema.Tenant{}, Unreadable: map[string][]string{}}
+		p := NewPolicy(opts)
 		speaks := map[string][]string{}      // key → organisations
 		hosts := map[string]*schema.Tenant{} // key → record that lists hosts
 		revision, next := map[string]int64{}, int64(1)
@@ -434,37 +166,37 @@ func TestRandomHistories(t *testing.T) {
 			case "record":
 				tn := drawTenant(t, key, next)
 				put(t, p, tn)
-				m.records[key], hosts[key], speaks[key], revision[key] = tn, tn, []string{tn.Org}, next
-				delete(m.unreadable, key)
+				m.Tenants[key], hosts[key], speaks[key], revision[key] = tn, tn, tn.Orgs(), next
+				delete(m.Unreadable, key)
 				next++
 			case "tombstone":
 				require.NoError(t, p.Put(key, nil))
-				delete(m.records, key)
-				delete(m.unreadable, key)
+				delete(m.Tenants, key)
+				delete(m.Unreadable, key)
 				delete(hosts, key)
 				delete(speaks, key)
 			case "garbage":
 				require.Error(t, p.Put(key, []byte(`{"org":"acme","history":[`)))
-				delete(m.records, key)
-				m.unreadable[key] = speaks[key]
+				delete(m.Tenants, key)
+				m.Unreadable[key] = speaks[key]
 			case "newer version":
 				require.Error(t, p.Put(key, fmt.Appendf(nil, `{"tenant":%q,"org":"other","region":"eu","revision":99,"new_setting":true}`, key)))
-				delete(m.records, key)
+				delete(m.Tenants, key)
 				speaks[key] = append(slices.Clone(speaks[key]), "other")
-				m.unreadable[key] = speaks[key]
+				m.Unreadable[key] = speaks[key]
 			case "misfiled":
 				tn := drawTenant(t, "s9", next)
 				require.Error(t, p.Put(key, encode(t, tn)))
-				delete(m.records, key)
-				speaks[key] = append(slices.Clone(speaks[key]), tn.Org)
-				m.unreadable[key] = speaks[key]
+				delete(m.Tenants, key)
+				speaks[key] = append(slices.Clone(speaks[key]), tn.Org) // what it claims
+				m.Unreadable[key] = speaks[key]
 			case "replay":
 				if revision[key] > 0 {
 					require.ErrorIs(t, p.Put(key, encode(t, drawTenant(t, key, revision[key]))), ErrRevision)
 				}
 			}
 		}
-		require.Equal(t, len(m.records)+len(m.unreadable), p.Len())
+		require.Equal(t, len(m.Tenants)+len(m.Unreadable), p.Len())
 		for _, h := range []string{"s1.example.net", "s2.example.net", "a.example.net", "b.example.net"} {
 			var owners []string
 			for key, tn := range hosts {
@@ -479,7 +211,7 @@ func TestRandomHistories(t *testing.T) {
 			}
 		}
 		questions(func(e schema.Envelope, now time.Time) {
-			got, want := p.Decide(e, now), reference(m, e, now)
+			got, want := p.Decide(e, now), Decision(m.Decide(e, now))
 			if got != want {
 				require.Equal(t, want, got, "event %v now %v", e.Time.Sub(t0), now.Sub(t0))
 			}

@@ -77,29 +77,50 @@ func fold(history []schema.Change) []state {
 	return states
 }
 
-// timeline merges the histories of an organisation's sites: the facts at each
-// instant at which any of them changes, ascending.
-func timeline(sites [][]state) []facts {
+// stay is what a site says while it belongs to an organisation.
+type stay struct {
+	states []state   // ascending, never empty; the first at the beginning of the stay
+	end    time.Time // the site belongs to another from here on; zero: it does not
+}
+
+// stayOf cuts the states of a site to a stay, which begins with one of them.
+func stayOf(states []state, at, end time.Time) stay {
+	first, last := 0, len(states)
+	for states[first].at.Before(at) {
+		first++
+	}
+	for !end.IsZero() && !states[last-1].at.Before(end) {
+		last--
+	}
+	return stay{states[first:last], end}
+}
+
+// timeline merges what the sites of an organisation say: the facts at each
+// instant at which any of them changes, joins or leaves, ascending.
+func timeline(stays []stay) []facts {
 	var instants []time.Time
-	for _, states := range sites {
-		for _, s := range states {
+	for _, y := range stays {
+		for _, s := range y.states {
 			instants = append(instants, s.at)
+		}
+		if !y.end.IsZero() {
+			instants = append(instants, y.end)
 		}
 	}
 	slices.SortFunc(instants, time.Time.Compare)
 	instants = slices.CompactFunc(instants, time.Time.Equal)
 
 	line := make([]facts, 0, len(instants))
-	next := make([]int, len(sites)) // per site, the first state not yet in force
+	next := make([]int, len(stays)) // per stay, the first state not yet in force
 	var since [len(exemptions)]time.Time
 	for _, at := range instants {
 		var now []*schema.Settings
-		for i, states := range sites {
-			for next[i] < len(states) && !states[next[i]].at.After(at) {
+		for i, y := range stays {
+			for next[i] < len(y.states) && !y.states[next[i]].at.After(at) {
 				next[i]++
 			}
-			if next[i] > 0 {
-				now = append(now, &states[next[i]-1].set)
+			if next[i] > 0 && (y.end.IsZero() || at.Before(y.end)) {
+				now = append(now, &y.states[next[i]-1].set)
 			}
 		}
 		f := combine(now)
@@ -177,39 +198,67 @@ func together(sites []*schema.Settings, of func(*schema.Settings) *schema.Settin
 	return all
 }
 
-// decide carries out the decision table for an event of site s in
-// organisation o. It is a pure function and allocates nothing.
-func decide(o *org, s *site, e *schema.Envelope, now time.Time, unset Unset) Decision {
+// decide carries out the decision table for an event of site s. It is a pure
+// function and allocates nothing.
+func decide(s *site, e *schema.Envelope, now time.Time, unset Unset) Decision {
 	from := e.Time
 	if from.After(now) {
 		from = now
 	}
 	// Row 1, and no history to apply the other rows to.
-	switch {
-	case s.states[0].at.After(from):
+	if s.states[0].at.After(from) {
 		return drop(1, TenantUnknown)
-	case o.unreadable, !o.expires.IsZero() && now.After(o.expires):
-		return drop(1, TenantStale)
-	case e.Host != "" && !slices.Contains(s.record.Hosts, e.Host):
+	}
+	h := len(s.homes) - 1
+	for s.homes[h].at.After(now) {
+		h--
+	}
+	for i := h; ; i-- {
+		if o := s.homes[i].org; o.unreadable || !o.expires.IsZero() && now.After(o.expires) {
+			return drop(1, TenantStale)
+		}
+		if !s.homes[i].at.After(from) {
+			break
+		}
+	}
+	if e.Host != "" && !slices.Contains(s.record.Hosts, e.Host) {
 		return drop(1, TenantMismatch)
 	}
 	// From the state at now back to the one in force at the event's time. It
-	// exists, for the site's own first change is in the organisation's line.
+	// exists: the site's own changes, and its moves, are in its organisations'
+	// lines.
+	o := s.homes[h].org
 	i, j := inForce(o.line, now), len(s.states)-1
 	var d Decision
-	for first := true; ; i, first = i-1, false {
+	for first := true; ; first = false {
 		f := &o.line[i]
 		for s.states[j].at.After(f.at) {
 			j--
 		}
 		then := judge(o, f, &s.states[j].set, e, now, unset)
+		if then.Row == 2 || then.Row == 3 {
+			if h > 0 && s.homes[h].at.After(schema.EffectiveDate) {
+				then.Row = 4
+			}
+		}
 		if first {
 			d = then
 		} else if d.deny(then) {
 			d.Row = 21
 		}
-		if !f.at.After(from) || !d.Metadata && !d.InApp {
+		switch {
+		case !f.at.After(from), !d.Metadata && !d.InApp:
 			return d
+		case f.at.After(s.homes[h].at):
+			i--
+		default: // before this the site was another's
+			until := s.homes[h].at
+			h--
+			o = s.homes[h].org
+			i = len(o.line) - 1
+			for !o.line[i].at.Before(until) {
+				i--
+			}
 		}
 	}
 }
@@ -250,7 +299,7 @@ func judge(o *org, f *facts, set *schema.Settings, e *schema.Envelope, now time.
 			d.Row = 9
 		}
 	}
-	if d.InApp && excluded(set.Excluded, e) {
+	if d.InApp && set.Excluded != nil && excluded(set.Excluded, e) {
 		d.InApp, d.InAppReason = false, ScopeExcluded
 	}
 	return d
@@ -307,7 +356,11 @@ func deleted(apps *[]schema.Product, p schema.Product) bool {
 
 // excluded is row 20.
 func excluded(x *schema.Excluded, e *schema.Envelope) bool {
-	return x != nil && (names(x.Projects, e.Project) || names(x.Spaces, e.Space) || names(x.Apps, e.App))
+	scopes, key := x.Projects, e.Project
+	if e.Product == schema.Confluence {
+		scopes, key = x.Spaces, e.Space
+	}
+	return slices.Contains(x.Apps, e.Product) || e.Scoped && key == "" && len(scopes) > 0 || names(x.Projects, e.Project) || names(x.Spaces, e.Space)
 }
 
 func names(keys []string, key string) bool {

@@ -242,7 +242,7 @@ func TestUnknownFieldsAreDropped(t *testing.T) {
 				for _, x := range e.Texts() {
 					require.NotContains(t, string(x.Value.Bytes())+string(x.Value.Raw()), canary, "%s: %s.%s", r.typ, path, name)
 				}
-				require.NotContains(t, e.Host+e.Project+e.Space+e.App+e.Kind(), canary)
+				require.NotContains(t, e.Host+e.Project+e.Space+e.Kind(), canary)
 				if delete(o, name); had {
 					o[name] = before
 				}

@@ -150,7 +150,7 @@ type Envelope struct {
 	Host    string // the host that the payload's own links name, lower case; "" if it names none
 	Project string // project key, for scope exclusions (row 20)
 	Space   string // space key, likewise
-	App     string // app key, likewise
+	Scoped  bool   // the payload has been read: it names no other project or space than these
 }
 
 // Key identifies the event among all events, by its tenant and its id: 128 bits

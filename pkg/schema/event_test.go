@@ -42,7 +42,7 @@ func TestHeadersRoundTrip(t *testing.T) {
 	}
 	e := someEnvelope()
 	e.Time = e.Time.In(time.FixedZone("", 3600))
-	e.Host, e.Project, e.Space, e.App = "site.example", "ABC", "DOC", "app"
+	e.Host, e.Project, e.Space, e.Scoped = "site.example", "ABC", "DOC", true
 	got, err := ParseHeaders(e.AppendHeaders([]Header{{Key: "traceparent", Value: []byte("\xff")}}))
 	require.NoError(t, err, "headers of others are not ours to judge")
 	require.Equal(t, someEnvelope(), got, "what the payload says is not in the headers; times are UTC")

@@ -13,14 +13,14 @@ type Text struct {
 }
 
 // Parse reads the value by the form that the event's type names: it fills in
-// the envelope's Host, Project, Space and App, and finds the texts and the
+// the envelope's Host, Project and Space, and finds the texts and the
 // people. Nothing of the record is looked at before it. The error is an
 // *Error; the event must then be dropped.
 //
 // An Event that is reused keeps its memory.
 func (e *Event) Parse() error {
 	e.form, e.texts = nil, e.texts[:0]
-	e.Host, e.Project, e.Space, e.App = "", "", "", ""
+	e.Host, e.Project, e.Space, e.Scoped = "", "", "", false
 	switch {
 	case len(e.Value) == 0:
 		return &Error{Reason: ReasonEmptyValue, Offset: -1}
@@ -49,7 +49,7 @@ func (e *Event) Parse() error {
 		key := walk(root, f.issue).Bytes()
 		e.Project = string(key[:max(0, bytes.LastIndexByte(key, '-'))])
 	}
-	e.Space = string(walk(root, f.space).Bytes())
+	e.Space, e.Scoped = string(walk(root, f.space).Bytes()), true
 	for i := range f.content {
 		c := &f.content[i]
 		if err := e.collect(root, c, c.steps); err != nil {

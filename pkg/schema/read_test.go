@@ -102,7 +102,7 @@ func TestParseForms(t *testing.T) {
 					require.Equal(t, c.host, e.Host)
 					require.Equal(t, c.project, e.Project)
 					require.Equal(t, c.space, e.Space)
-					require.Empty(t, e.App)
+					require.True(t, e.Scoped)
 					require.ElementsMatch(t, c.texts, said(e))
 					require.Equal(t, strings.Join(c.texts, "\n"), strings.Join(said(e), "\n"), "the order")
 				}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -18,12 +19,16 @@ import (
 // same Org are decided together (package gate).
 type Tenant struct {
 	ID       string    `json:"tenant"`           // the site (cloudId); equals the message key
-	Org      string    `json:"org"`              // the organisation, the unit of consent
+	Org      string    `json:"org"`              // the organisation, the unit of consent: the one that History ends with
 	Hosts    []string  `json:"hosts"`            // hosts that the site's payloads may name, lower case
 	Region   string    `json:"region"`           // data residency: lower-case letters, digits and '-'
 	Revision int64     `json:"revision"`         // rises with every record of this key
 	Expires  time.Time `json:"expires,omitzero"` // after this instant the record is stale; zero: never
 	History  []Change  `json:"history"`          // ascending by At, never empty
+
+	// Fields says what the site's custom fields are. A field that is not listed
+	// is none that anything is measured by.
+	Fields []CustomField `json:"fields,omitempty"`
 }
 
 // Change is one dated change of an organisation's settings. Settings that the
@@ -67,6 +72,7 @@ const (
 // field is one that did not change; in the State that At returns, nil means
 // that nobody has ever said.
 type Settings struct {
+	Org             *string           `json:"org,omitempty"`              // the organisation that the site belongs to; a history that names none means Tenant.Org throughout
 	ContractEnded   *bool             `json:"contract_ended,omitempty"`   // rows 7, 8
 	DeletedApps     *[]Product        `json:"deleted_apps,omitempty"`     // row 8: products removed from the site
 	Plans           *map[Product]Plan `json:"plans,omitempty"`            // active plan by product
@@ -84,11 +90,12 @@ type Settings struct {
 }
 
 // Excluded lists scopes whose content the organisation keeps out of the in-app
-// stream: project keys, space keys and app keys.
+// stream: project keys, space keys, and apps, which is the vendor's word for
+// products.
 type Excluded struct {
-	Projects []string `json:"projects,omitempty"`
-	Spaces   []string `json:"spaces,omitempty"`
-	Apps     []string `json:"apps,omitempty"`
+	Projects []string  `json:"projects,omitempty"`
+	Spaces   []string  `json:"spaces,omitempty"`
+	Apps     []Product `json:"apps,omitempty"`
 }
 
 // At returns the settings in force at instant t: the fold of every change
@@ -104,7 +111,19 @@ func (tn *Tenant) At(t time.Time) (s Settings, ok bool) {
 	return s, ok
 }
 
+// Orgs returns the organisations that the site has belonged to, by its history.
+func (tn *Tenant) Orgs() []string {
+	orgs := []string{tn.Org}
+	for i := range tn.History {
+		if o := tn.History[i].Set.Org; o != nil && !slices.Contains(orgs, *o) {
+			orgs = append(orgs, *o)
+		}
+	}
+	return orgs
+}
+
 func (s *Settings) apply(c *Settings) {
+	set(&s.Org, c.Org)
 	set(&s.ContractEnded, c.ContractEnded)
 	set(&s.DeletedApps, c.DeletedApps)
 	set(&s.Plans, c.Plans)
@@ -203,6 +222,7 @@ func (t *Tenant) validate() error {
 			return errors.New("field hosts must hold bare lower-case host names")
 		}
 	}
+	org := ""
 	for i := range t.History {
 		c := &t.History[i]
 		if c.At.IsZero() {
@@ -211,12 +231,24 @@ func (t *Tenant) validate() error {
 		if i > 0 && c.At.Before(t.History[i-1].At) {
 			return fmt.Errorf("field history[%d].at lies before the one above it", i)
 		}
+		switch named := c.Set.Org; {
+		case named == nil:
+		case *named == "":
+			return fmt.Errorf("field history[%d].set.org is empty", i)
+		case i > 0 && org == "":
+			return fmt.Errorf("field history[%d].set.org names an organisation, history[0] must then name the first one", i)
+		default:
+			org = *named
+		}
 		var products []Product
 		if c.Set.Plans != nil {
 			products = slices.AppendSeq(products, maps.Keys(*c.Set.Plans))
 		}
 		if c.Set.DeletedApps != nil {
 			products = append(products, *c.Set.DeletedApps...)
+		}
+		if c.Set.Excluded != nil {
+			products = append(products, c.Set.Excluded.Apps...)
 		}
 		for _, p := range products {
 			// A product that is spelled otherwise would match nothing.
@@ -230,7 +262,54 @@ func (t *Tenant) validate() error {
 			}
 		}
 	}
+	if org != "" && org != t.Org {
+		return errors.New("field org is not the organisation that the history ends with")
+	}
+	return validateFields(t.Fields)
+}
+
+// Extends returns an error, which names the field, unless t may replace old as
+// the record of a tenant: its revision is higher, and its history keeps every
+// change of the old one. More changes may come anywhere; only what was once
+// said stays said, for consent in the past is decided from the last record
+// alone. A history that did not name organisations may come to name them,
+// beginning with the old one.
+func (t *Tenant) Extends(old *Tenant) error {
+	if t.ID != old.ID {
+		return errors.New("field tenant is another's")
+	}
+	if t.Revision <= old.Revision {
+		return fmt.Errorf("field revision is %d, the record before has %d", t.Revision, old.Revision)
+	}
+	if first := t.History[0].Set.Org; old.Org != t.Org && first == nil {
+		return errors.New("field org changes, but no change in field history says when: name it in history[].set.org, and the old one in the first")
+	} else if first != nil && old.History[0].Set.Org == nil && *first != old.Org {
+		return errors.New("field history[0].set.org is not the organisation of the record before")
+	}
+	next := 0
+	for i := range old.History {
+		for next < len(t.History) && !keeps(&t.History[next], &old.History[i], old.History[0].Set.Org == nil) {
+			next++
+		}
+		if next == len(t.History) {
+			return fmt.Errorf("field history lacks the change history[%d] of the record before, or has it changed or out of order", i)
+		}
+		next++
+	}
 	return nil
+}
+
+// keeps reports whether c says what old said. If old's history names no
+// organisation, c's may.
+func keeps(c, old *Change, unnamed bool) bool {
+	if !c.At.Equal(old.At) || !c.Received.Equal(old.Received) {
+		return false
+	}
+	a, b := c.Set, old.Set
+	if unnamed {
+		a.Org = nil
+	}
+	return reflect.DeepEqual(a, b)
 }
 
 // ValidRegion reports whether s can be a region: 1 to 32 lower-case letters,

@@ -24,13 +24,14 @@ func someTenant() Tenant {
 		ID: "t-1", Org: "org-1", Hosts: []string{"acme.example"}, Region: "eu-west1", Revision: 3, Expires: instant("2027-01-01T00:00:00Z"),
 		History: []Change{
 			{At: instant("2025-01-01T00:00:00Z"), Received: instant("2025-01-01T00:02:00Z"), Set: Settings{
-				ContractEnded: ptr(false), DeletedApps: &[]Product{Confluence}, Plans: &map[Product]Plan{Jira: Premium, Confluence: "starter"},
+				Org: ptr("org-0"), ContractEnded: ptr(false), DeletedApps: &[]Product{Confluence}, Plans: &map[Product]Plan{Jira: Premium, Confluence: "starter"},
 				TransitionTo: ptr(Enterprise), CMEK: ptr(false), GovernmentCloud: ptr(true), IsolatedCloud: ptr(false), HIPAA: ptr(true),
 				Sector: ptr(SectorFinancial), SectorNotExempt: ptr(true), OptedOut: ptr(false), Metadata: ptr(On), InApp: ptr(Off),
-				Excluded: &Excluded{Projects: []string{"ABC"}, Spaces: []string{"DOC"}, Apps: []string{"com.example.app"}},
+				Excluded: &Excluded{Projects: []string{"ABC"}, Spaces: []string{"DOC"}, Apps: []Product{Confluence}},
 			}},
-			{At: instant("2026-01-01T00:00:00Z"), Set: Settings{InApp: ptr(Absent)}},
+			{At: instant("2026-01-01T00:00:00Z"), Set: Settings{Org: ptr("org-1"), InApp: ptr(Absent)}},
 		},
+		Fields: []CustomField{{ID: "customfield_10016", Custom: "com.pyxis.greenhopper.jira:jsw-story-points", Name: "Story Points"}},
 	}
 }
 
@@ -195,4 +196,80 @@ func FuzzParseTenant(f *testing.F) {
 		require.NoError(t, err)
 		require.JSONEq(t, string(out), mustJSON(again))
 	})
+}
+
+func TestExtends(t *testing.T) {
+	day := func(n int) time.Time { return instant("2026-01-01T00:00:00Z").AddDate(0, 0, n) }
+	record := func(org string, revision int64, history ...Change) *Tenant {
+		return &Tenant{ID: "t", Org: org, Region: "eu", Revision: revision, History: history}
+	}
+	begins := Change{At: day(0), Set: Settings{InApp: ptr(On)}}
+	out := Change{At: day(10), Received: day(11), Set: Settings{OptedOut: ptr(true)}}
+	in := Change{At: day(20), Set: Settings{OptedOut: ptr(false)}}
+	named := func(c Change, org string) Change { c.Set.Org = &org; return c }
+	for name, c := range map[string]struct {
+		old, next *Tenant
+		fault     string // "" if it may
+	}{
+		"a later change":                    {record("a", 1, begins), record("a", 2, begins, out), ""},
+		"an earlier change":                 {record("a", 1, begins, in), record("a", 7, begins, out, in), ""},
+		"a change before the first":         {record("a", 1, out), record("a", 2, begins, out), ""},
+		"nothing new":                       {record("a", 1, begins), record("a", 2, begins), ""},
+		"the same change twice":             {record("a", 1, begins, out, out), record("a", 2, begins, out, out), ""},
+		"the same revision":                 {record("a", 2, begins), record("a", 2, begins, out), "revision is 2, the record before has 2"},
+		"a change is gone":                  {record("a", 1, begins, out), record("a", 2, begins, in), "history[1]"},
+		"one of two equal changes is gone":  {record("a", 1, begins, out, out), record("a", 2, begins, out), "history[2]"},
+		"a change has another date":         {record("a", 1, begins, out), record("a", 2, begins, Change{At: day(9), Received: day(11), Set: out.Set}), "history[1]"},
+		"a change was received otherwise":   {record("a", 1, begins, out), record("a", 2, begins, Change{At: day(10), Received: day(1), Set: out.Set}), "history[1]"},
+		"a change says something else":      {record("a", 1, begins, out), record("a", 2, begins, Change{At: day(10), Received: day(11), Set: in.Set}), "history[1]"},
+		"two of one instant change places":  {record("a", 1, begins, Change{At: day(5), Set: out.Set}, Change{At: day(5), Set: in.Set}), record("a", 2, begins, Change{At: day(5), Set: in.Set}, Change{At: day(5), Set: out.Set}), "history[2]"},
+		"another organisation, not dated":   {record("a", 1, begins), record("b", 2, begins, out), "field org changes"},
+		"a move":                            {record("a", 1, begins, out), record("b", 2, named(begins, "a"), out, named(in, "b")), ""},
+		"a move from somewhere else":        {record("a", 1, begins, out), record("b", 2, named(begins, "c"), out, named(in, "b")), "history[0].set.org"},
+		"a second move":                     {record("b", 1, named(begins, "a"), named(out, "b")), record("c", 2, named(begins, "a"), named(out, "b"), named(in, "c")), ""},
+		"a move that is no longer named":    {record("b", 1, named(begins, "a"), named(out, "b")), record("b", 2, begins, out), "history[0]"},
+		"a move that is said to be another": {record("b", 1, named(begins, "a"), named(out, "b")), record("c", 2, named(begins, "a"), named(out, "c")), "history[1]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, c.old.validate())
+			require.NoError(t, c.next.validate())
+			err := c.next.Extends(c.old)
+			if c.fault == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, c.fault)
+			}
+		})
+	}
+	other := record("a", 9, begins)
+	other.ID = "u"
+	require.ErrorContains(t, other.Extends(record("a", 1, begins)), "field tenant")
+}
+
+func TestOrgs(t *testing.T) {
+	tn := someTenant()
+	require.ElementsMatch(t, []string{"org-0", "org-1"}, tn.Orgs())
+	tn.History[0].Set.Org, tn.History[1].Set.Org = nil, nil
+	require.Equal(t, []string{"org-1"}, tn.Orgs())
+}
+
+func TestFieldKinds(t *testing.T) {
+	for _, c := range []struct {
+		custom, name string
+		want         FieldKind
+	}{
+		{"com.pyxis.greenhopper.jira:jsw-story-points", "Puntos de historia", FieldStoryPoints},
+		{"com.atlassian.jira.plugin.system.customfieldtypes:float", "Story Points", FieldStoryPoints},
+		{"com.atlassian.jira.plugin.system.customfieldtypes:float", "story point Estimate", FieldStoryPoints},
+		{"com.atlassian.jira.plugin.system.customfieldtypes:float", "Price", FieldUnknown},
+		{"com.atlassian.jira.plugin.system.customfieldtypes:textfield", "Story Points", FieldUnknown},
+		{"com.pyxis.greenhopper.jira:gh-sprint", "Sprint", FieldSprint},
+		{"com.atlassian.servicedesk:sd-sla-field", "Time to resolution", FieldSLA},
+		{"com.atlassian.jira.plugin.system.customfieldtypes:userpicker", "Reviewer", FieldUnknown},
+	} {
+		tn := Tenant{Fields: []CustomField{{ID: "customfield_1", Custom: "x:y"}, {ID: "customfield_2", Custom: c.custom, Name: c.name}}}
+		require.Equal(t, c.want, tn.Field("customfield_2"), c)
+		require.Equal(t, FieldUnknown, tn.Field("customfield_1"))
+		require.Equal(t, FieldUnknown, tn.Field("customfield_3"))
+	}
 }
