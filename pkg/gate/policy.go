@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -98,16 +99,9 @@ func (p *Policy) Put(key string, value []byte) error {
 	if err != nil {
 		s.unreadable = true
 		// Often only one field is the trouble, such as a setting of a newer
-		// version. Without the claimed organisation a restart would forget
+		// version. Without the claimed organisations a restart would forget
 		// which sites the record speaks for, and open them.
-		var claim struct {
-			Org string `json:"org"`
-		}
-		_ = json.Unmarshal(value, &claim) // what it read before a fault is enough
-		orgs := slices.Clone(s.orgs)
-		if claim.Org != "" {
-			orgs = append(orgs, claim.Org)
-		}
+		orgs := append(slices.Clone(s.orgs), claimed(value)...)
 		p.join(s, orgs...)
 		return fmt.Errorf("tenant %q: %w", key, err)
 	}
@@ -118,6 +112,24 @@ func (p *Policy) Put(key string, value []byte) error {
 	s.revision, s.unreadable = t.Revision, false
 	p.join(s, t.Orgs()...)
 	return nil
+}
+
+// claimed returns the organisations that a record names which cannot be read,
+// as far as it is JSON.
+func claimed(value []byte) (orgs []string) {
+	d := json.NewDecoder(bytes.NewReader(value))
+	named := false // the last token was the key org
+	for {
+		t, err := d.Token()
+		if err != nil {
+			return orgs
+		}
+		s, ok := t.(string)
+		if ok && named && s != "" {
+			orgs = append(orgs, s)
+		}
+		named = ok && !named && s == "org"
+	}
 }
 
 // list makes t, or nothing if nil, the record of s and its hosts findable.

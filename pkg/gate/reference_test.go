@@ -178,6 +178,7 @@ func TestRandomHistories(t *testing.T) {
 			case "garbage":
 				require.Error(t, p.Put(key, []byte(`{"org":"acme","history":[`)))
 				delete(m.Tenants, key)
+				speaks[key] = append(slices.Clone(speaks[key]), "acme") // what it got to say
 				m.Unreadable[key] = speaks[key]
 			case "newer version":
 				require.Error(t, p.Put(key, fmt.Appendf(nil, `{"tenant":%q,"org":"other","region":"eu","revision":99,"new_setting":true}`, key)))
@@ -188,7 +189,7 @@ func TestRandomHistories(t *testing.T) {
 				tn := drawTenant(t, "s9", next)
 				require.Error(t, p.Put(key, encode(t, tn)))
 				delete(m.Tenants, key)
-				speaks[key] = append(slices.Clone(speaks[key]), tn.Org) // what it claims
+				speaks[key] = append(slices.Clone(speaks[key]), tn.Orgs()...) // what it claims
 				m.Unreadable[key] = speaks[key]
 			case "replay":
 				if revision[key] > 0 {
