@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -283,12 +284,13 @@ func (l *line) record(src schema.Source, r *kafkaio.Record, now time.Time) (err 
 		}
 	}()
 	e := &l.event
-	e.Envelope, e.Source, e.Value = schema.Envelope{}, src, r.Value
+	e.Source, e.Value = src, r.Value
 	if len(r.Value) == 0 {
+		e.Envelope = schema.Envelope{}
 		l.reject(src, &schema.Error{Reason: schema.ReasonEmptyValue, Offset: -1})
 		return nil
 	}
-	if e.Envelope, err = schema.ParseHeaders(r.Headers); err != nil {
+	if err := e.ReadHeaders(r.Headers); err != nil {
 		l.reject(src, err)
 		return nil
 	}
@@ -306,6 +308,11 @@ func (l *line) record(src schema.Source, r *kafkaio.Record, now time.Time) (err 
 	d = l.policy.Decide(e.Envelope, now)
 	if d.Streams() == 0 {
 		l.w.Drop(src, d.Withheld())
+		return nil
+	}
+	if e.Vocabulary() {
+		// Nothing counts such names yet.
+		l.w.Drop(src, schema.Withheld{Metadata: schema.ReasonVocabulary, InApp: cmp.Or(d.InAppReason, schema.ReasonVocabulary)})
 		return nil
 	}
 	e.Streams, e.Withheld, e.Region = d.Streams(), d.Withheld(), d.Region

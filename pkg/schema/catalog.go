@@ -11,11 +11,12 @@ const (
 	Drop       Class = iota
 	Identifier       // removed, and where it names a person, scrubbed from the texts as well
 	Measure          // metadata: a number, date or enum that may leave aggregated
+	Vocabulary       // an in-app name that identifies an organisation when rare: it leaves only as a counted word of many
 	Content          // in-app free text, scrubbed
 )
 
 func (c Class) String() string {
-	return [...]string{"drop", "identifier", "metadata", "in-app"}[c]
+	return [...]string{"drop", "identifier", "metadata", "vocabulary", "in-app"}[c]
 }
 
 // Format is the markup of a text.
@@ -56,6 +57,8 @@ type form struct {
 	space   string
 	fields  []Field
 	content []contentPath
+
+	vocabulary bool // the record is a custom name, and nothing else of it counts
 }
 
 type contentPath struct {
@@ -193,6 +196,7 @@ var forms = func() map[string]*form {
 	m := map[string]*form{}
 	add := func(f form, names ...string) {
 		for _, fl := range f.fields {
+			f.vocabulary = f.vocabulary || fl.Class == Vocabulary
 			if fl.Class == Content {
 				f.content = append(f.content, contentPath{fl, strings.Split(fl.Path, ".")})
 			}
@@ -227,6 +231,13 @@ var forms = func() map[string]*form {
 	add(form{kind: "sprint", entity: []string{"sprint.id"}, hosts: []string{"sprint.self"},
 		fields: at("", at("sprint.", sprintFields), at("oldValue.", sprintFields))},
 		"jira.webhook.sprint_created", "jira.webhook.sprint_updated", "jira.webhook.sprint_started", "jira.webhook.sprint_closed", "jira.webhook.sprint_deleted")
+
+	named := func(path string, rows ...Field) []Field {
+		return append(rows, Field{Path: path, Class: Vocabulary}, Field{Path: "id", Class: Identifier}, Field{Path: "self", Class: Identifier})
+	}
+	add(form{kind: "status", entity: []string{"id"}, hosts: []string{"self"}, fields: named("name")}, "jira.rest.status")
+	add(form{kind: "workflow", entity: []string{"id.entityId", "id"}, hosts: []string{"self"}, fields: named("name", Field{Path: "id.name", Class: Vocabulary})}, "jira.rest.workflow")
+	add(form{kind: "emoji", entity: []string{"id"}, hosts: []string{"self"}, fields: named("shortName", Field{Path: "creatorUserId", Class: Identifier})}, "confluence.rest.emoji")
 
 	for _, k := range []string{"page", "blogpost"} {
 		add(form{kind: k, entity: []string{"id"}, hosts: confluenceHosts, space: "space.key", fields: pageFields}, "confluence.rest."+k)

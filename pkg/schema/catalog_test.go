@@ -27,6 +27,9 @@ func TestClassify(t *testing.T) {
 		"status name":                  {issue, "issue.fields.status.name", Drop},
 		"unknown field":                {issue, "issue.fields.customfield_10050", Drop},
 		"rendered copy":                {issue, "issue.renderedFields.description", Drop},
+		"a status by itself":           {"winnow.jira.rest.status", "name", Vocabulary},
+		"a status's description":       {"winnow.jira.rest.status", "description", Drop},
+		"an emoji's creator":           {"winnow.confluence.rest.emoji", "creatorUserId", Identifier},
 		"sprint name":                  {"winnow.jira.rest.sprint", "name", Drop},
 		"sprint goal":                  {"winnow.jira.rest.sprint", "goal", Drop},
 		"view copy":                    {page, "body.view.value", Drop},
@@ -64,7 +67,7 @@ func TestCatalogRows(t *testing.T) {
 			seen[r.Path] = true
 			require.Equal(t, r.Class, Classify(typ, r.Path), at)
 			require.Equal(t, r.Class, Classify(typ, r.Path+".below"), at)
-			require.Contains(t, []Class{Drop, Identifier, Measure, Content}, r.Class, at)
+			require.Contains(t, []Class{Drop, Identifier, Measure, Vocabulary, Content}, r.Class, at)
 			require.Equal(t, r.Class == Content, r.Role != "", "%s: a role is for content", at)
 			if r.Class == Content {
 				contents++
@@ -144,7 +147,7 @@ func TestCatalogOnFixtures(t *testing.T) {
 			require.True(t, contents[text], "%s: a text is taken that is no content", at[i])
 		}
 	}
-	for _, c := range []Class{Drop, Identifier, Measure, Content} {
+	for _, c := range []Class{Drop, Identifier, Measure, Vocabulary, Content} {
 		require.Positive(t, reached[c], "no path is %s", c)
 	}
 	for _, typ := range []string{"jira.rest.issue", "jira.webhook.issue_updated", "jira.webhook.comment_created", "jira.rest.request", "confluence.rest.page", "confluence.webhook.page"} {

@@ -94,6 +94,7 @@ const (
 	ReasonMalformedADF   Reason = "malformed_adf"    // a document that is not ADF
 	ReasonMalformedXHTML Reason = "malformed_xhtml"  // a storage-format body that is not well-formed
 	ReasonNoText         Reason = "no_text"          // admitted, but nothing in it is in-app content
+	ReasonVocabulary     Reason = "vocabulary_only"  // a custom name, which leaves only as a counted word of many
 	ReasonNoTime         Reason = "no_event_time"    // a webhook without a usable timestamp
 	ReasonNotJSON        Reason = "not_a_json_file"  // a file that is no form the doors read
 	ReasonUnreadable     Reason = "unreadable_file"  // a file that ends in a read or decompression error
@@ -232,9 +233,20 @@ func usable(t time.Time) bool {
 // missing tenant is not an error here: the gate names it.
 func ParseHeaders(hs []Header) (Envelope, error) {
 	var e Envelope
+	err := e.ReadHeaders(hs)
+	return e, err
+}
+
+// ReadHeaders is ParseHeaders into an envelope that was used before: what is as
+// it was there is kept, so a run of similar events allocates little. After an
+// error e is empty.
+func (e *Envelope) ReadHeaders(hs []Header) error {
+	was := *e
+	*e = Envelope{}
 	var seen uint
-	bad := func(key string) (Envelope, error) {
-		return Envelope{}, &Error{Reason: ReasonBadHeaders, Path: key, Offset: -1}
+	bad := func(key string) error {
+		*e = Envelope{}
+		return &Error{Reason: ReasonBadHeaders, Path: key, Offset: -1}
 	}
 	for _, h := range hs {
 		var bit uint
@@ -258,32 +270,29 @@ func ParseHeaders(hs []Header) (Envelope, error) {
 		}
 		// A second tenant or time header would let two readers of one message
 		// disagree about whose it is.
-		if seen&bit != 0 || len(h.Value) > 512 || !utf8.Valid(h.Value) {
-			return bad(h.Key)
-		}
+		ok := seen&bit == 0 && len(h.Value) <= 512
 		seen |= bit
-		v := string(h.Value)
-		switch h.Key {
-		case headerSpecVersion:
-			if v != "1.0" {
-				return bad(h.Key)
-			}
-		case headerID:
-			e.ID = v
-		case headerSource:
-			e.Origin = v
-		case headerType:
-			e.Type = v
-		case headerTime:
-			t, err := time.Parse(time.RFC3339Nano, v)
-			if err != nil || !usable(t) {
-				return bad(h.Key)
-			}
+		switch {
+		case !ok:
+		case bit == 1:
+			ok = string(h.Value) == "1.0"
+		case bit == 2:
+			ok = keep(&e.ID, was.ID, h.Value)
+		case bit == 4:
+			ok = keep(&e.Origin, was.Origin, h.Value)
+		case bit == 8:
+			ok = keep(&e.Type, was.Type, h.Value)
+		case bit == 16:
+			t, err := time.Parse(time.RFC3339Nano, string(h.Value))
+			ok = err == nil && usable(t)
 			e.Time = t.UTC()
-		case headerTenant:
-			e.Tenant = v
-		case headerProduct:
-			e.Product = Product(v)
+		case bit == 32:
+			ok = keep(&e.Tenant, was.Tenant, h.Value)
+		case bit == 64:
+			ok = keep((*string)(&e.Product), string(was.Product), h.Value)
+		}
+		if !ok {
+			return bad(h.Key)
 		}
 	}
 	switch {
@@ -298,5 +307,16 @@ func ParseHeaders(hs []Header) (Envelope, error) {
 	case e.Time.IsZero():
 		return bad(headerTime)
 	}
-	return e, nil
+	return nil
+}
+
+// keep sets to to b, which is was if it is the same, and reports whether b is
+// UTF-8.
+func keep(to *string, was string, b []byte) bool {
+	if was == string(b) {
+		*to = was
+		return true
+	}
+	*to = string(b)
+	return utf8.Valid(b)
 }

@@ -86,6 +86,11 @@ func (e *Event) Kind() string {
 	return e.form.kind
 }
 
+// Vocabulary reports whether a parsed event is a custom name of a status, a
+// workflow or an emoji: it has no texts, and leaves, if at all, as a counted
+// word.
+func (e *Event) Vocabulary() bool { return e.form != nil && e.form.vocabulary }
+
 // Texts returns the in-app texts in the order of the catalog's rows, those of
 // one row in document order. They are valid until the next Parse.
 func (e *Event) Texts() []Text { return e.texts }

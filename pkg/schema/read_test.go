@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +82,12 @@ var formCases = []formCase{
 		"blogpost", "acme.example", "", "DOC", []string{"title plain: News"}},
 	{"blogpost webhook", "confluence.webhook.blogpost", `{"blogpost":{"id":8,"title":"News","spaceKey":"DOC","self":"https://acme.example/wiki/x"}}`,
 		"blogpost", "acme.example", "", "DOC", []string{"title plain: News"}},
+	{"status", "jira.rest.status", `{"id":"10","self":"https://acme.example/rest/api/2/status/10","name":"Waiting for Ann","description":"Ann looks","statusCategory":{"key":"new"}}`,
+		"status", "acme.example", "", "", nil},
+	{"workflow", "jira.rest.workflow", `{"id":{"name":"Ann's way","entityId":"4f"},"description":"how","transitions":[],"statuses":[{"name":"Waiting for Ann"}],"isDefault":false}`,
+		"workflow", "", "", "", nil},
+	{"emoji", "confluence.rest.emoji", `{"id":"e1","shortName":":ann:","name":"ann","type":"SITE","creatorUserId":"5b","fallback":":ann:"}`,
+		"emoji", "", "", "", nil},
 	{"page's comment webhook", "confluence.webhook.comment", `{"comment":{"id":9,"spaceKey":"DOC","title":"Re: Release notes","parent":{"self":"https://acme.example/wiki/x","title":"Release notes"}}}`,
 		"comment", "acme.example", "", "DOC", nil},
 }
@@ -103,6 +110,7 @@ func TestParseForms(t *testing.T) {
 					require.Equal(t, c.project, e.Project)
 					require.Equal(t, c.space, e.Space)
 					require.True(t, e.Scoped)
+					require.Equal(t, slices.Contains([]string{"status", "workflow", "emoji"}, c.kind), e.Vocabulary())
 					require.ElementsMatch(t, c.texts, said(e))
 					require.Equal(t, strings.Join(c.texts, "\n"), strings.Join(said(e), "\n"), "the order")
 				}

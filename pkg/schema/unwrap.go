@@ -2,9 +2,11 @@ package schema
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Item is one event found in what a door was handed. Time is zero when the
@@ -13,14 +15,16 @@ import (
 type Item struct {
 	Envelope
 	Entity string // id of the issue, page, … that the event is about; orders events of one entity
-	Value  []byte // the event's own JSON, a slice of the input
+	Value  []byte // the event's own JSON: a slice of the input, or new memory where the input holds it as a string
 }
 
 // Unwrap recognises the form of one JSON text and yields each event in it, or
 // the reason why there is none, with its index among the text's records. It
 // knows Jira webhooks, Confluence webhooks, REST issues, pages, comments,
-// worklogs, sprints and service requests, REST result lists and arrays of
-// these, and CloudEvents 1.0 in structured mode. Unknown forms are dropped,
+// worklogs, sprints, service requests, workflows, statuses and emoji, REST
+// result lists and arrays of these; and as wrappers of one of these, CloudEvents
+// 1.0 in structured mode, Airbyte's messages and raw rows, and Debezium's change
+// events. A wrapper in a wrapper is none of these. Unknown forms are dropped,
 // never guessed. The texts and people in the payload are not looked at.
 func Unwrap(d *Doc, raw []byte, yield func(index int, it Item, err error)) {
 	switch {
@@ -92,9 +96,21 @@ func item(v Value) (Item, error) {
 	if v.Kind() != Object {
 		return Item{}, &Error{Reason: ReasonWrapperUnknown, Offset: -1}
 	}
-	if v.Has("specversion") {
+	switch {
+	case v.Has("specversion"):
 		return structured(v)
+	case isAirbyte(v):
+		return airbyte(v)
+	case isDebezium(v):
+		return debezium(v)
+	case isDebezium(v.Get("payload")) && v.Has("schema"):
+		return debezium(v.Get("payload"))
 	}
+	return bare(v)
+}
+
+// bare is a record that stands in no wrapper.
+func bare(v Value) (Item, error) {
 	if c := v.Get("content"); c.Kind() == Object && v.Has("entityType") {
 		v = c // a row of a search result; its excerpt is a rendered copy
 	}
@@ -105,38 +121,234 @@ func item(v Value) (Item, error) {
 	return describe(v, name, at), nil
 }
 
+// wrapped is the record that a wrapper holds at a path, as an object or as a
+// string of JSON. It has the wrapper's time unless it has its own.
+func wrapped(v Value, path string, at time.Time) (Item, error) {
+	if v.Kind() == String {
+		var d Doc // v's own is being read
+		if err := d.Parse(bytes.Clone(v.Bytes())); err != nil {
+			return Item{}, &Error{Reason: ReasonOf(err), Path: path, Offset: -1}
+		}
+		if v = d.Root(); d.Ambiguous() {
+			return Item{}, &Error{Reason: ReasonDuplicateKey, Path: path, Offset: -1}
+		}
+	}
+	switch v.Kind() {
+	case Missing, Null:
+		return Item{}, &Error{Reason: ReasonEmptyValue, Path: path, Offset: -1}
+	case Object:
+	default:
+		return Item{}, &Error{Reason: ReasonWrongType, Path: path, Offset: -1}
+	}
+	it, err := bare(v)
+	if err == nil && v.d.Ambiguous() {
+		err = &Error{Reason: ReasonDuplicateKey, Path: path, Offset: -1}
+	}
+	if it.Time.IsZero() {
+		it.Time = at
+	}
+	return it, err
+}
+
+// airbyteTypes are the messages of the Airbyte protocol beside RECORD, and the
+// member that each has
+// (https://docs.airbyte.com/understanding-airbyte/airbyte-protocol).
+var airbyteTypes = map[string]string{
+	"STATE": "state", "LOG": "log", "TRACE": "trace", "SPEC": "spec", "CATALOG": "catalog", "CONNECTION_STATUS": "connectionStatus", "CONTROL": "control",
+}
+
+// isAirbyte reports whether v is a message of the Airbyte protocol, or a row
+// that one of its destinations writes.
+func isAirbyte(v Value) bool {
+	if v.Has("_airbyte_data") {
+		return true
+	}
+	t := v.Get("type")
+	if t.Kind() != String {
+		return false
+	}
+	member := airbyteTypes[string(t.Bytes())]
+	if t.equal("RECORD") {
+		member = "record"
+	}
+	return member != "" && v.Get(member).Kind() == Object
+}
+
+// airbyte unwraps a RECORD, or a raw row. What it holds was read at the time
+// that it names: like a REST export, it has no other.
+func airbyte(v Value) (Item, error) {
+	data, read, path := v.Get("_airbyte_data"), v.Get("_airbyte_extracted_at"), "_airbyte_data"
+	if read.Absent() {
+		read = v.Get("_airbyte_emitted_at")
+	}
+	if !v.Has("_airbyte_data") {
+		r := v.Get("record")
+		if r.Kind() != Object {
+			return Item{}, &Error{Reason: ReasonNotListed, Offset: -1}
+		}
+		data, read, path = r.Get("data"), r.Get("emitted_at"), "record.data"
+	}
+	at, ok := moment(read)
+	if !ok {
+		return Item{}, &Error{Reason: ReasonNoTime, Path: path, Offset: -1}
+	}
+	return wrapped(data, path, at)
+}
+
+// moment reads milliseconds since 1970, or RFC 3339, which may have a space
+// for the T and no offset.
+func moment(v Value) (at time.Time, ok bool) {
+	if ms, ok := v.Int(); ok {
+		at = time.UnixMilli(ms).UTC()
+		return at, usable(at)
+	}
+	s := strings.Replace(string(v.Bytes()), " ", "T", 1)
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04:05.999999999Z0700"} {
+		if at, err := time.Parse(layout, s); err == nil {
+			return at.UTC(), usable(at)
+		}
+	}
+	return at, false
+}
+
+// isDebezium reports whether v is the payload of a change event
+// (https://debezium.io/documentation/reference/stable/connectors/postgresql.html#postgresql-change-events-value).
+func isDebezium(v Value) bool {
+	return v.Get("op").Kind() == String && (v.Has("before") || v.Has("after") || v.Get("source").Kind() == Object)
+}
+
+// debezium unwraps the state after a change. The state before it may hold what
+// its people have had removed: it is never looked at.
+func debezium(v Value) (Item, error) {
+	when := v.Get("ts_ms")
+	switch op := v.Get("op"); {
+	case op.equal("c"), op.equal("u"):
+		if s := v.Path("source", "ts_ms"); !s.Absent() {
+			when = s // of the change; ts_ms is that of the connector
+		}
+	case op.equal("r"):
+	case op.equal("d"):
+		return Item{}, &Error{Reason: ReasonEmptyValue, Path: "after", Offset: -1}
+	case op.equal("t"), op.equal("m"):
+		return Item{}, &Error{Reason: ReasonNotListed, Offset: -1}
+	default:
+		return Item{}, &Error{Reason: ReasonWrapperUnknown, Path: "op", Offset: -1}
+	}
+	after := v.Get("after")
+	if after.Absent() || after.Kind() == Null {
+		return Item{}, &Error{Reason: ReasonEmptyValue, Path: "after", Offset: -1}
+	}
+	at, ok := moment(when)
+	if !ok {
+		return Item{}, &Error{Reason: ReasonNoTime, Path: "ts_ms", Offset: -1}
+	}
+	return wrapped(after, "after", at)
+}
+
 // structured unwraps a CloudEvents 1.0 event in structured JSON mode
 // (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md).
 // Its own attributes name the tenant, the time and the product; the form is
 // still read off the data.
 func structured(v Value) (Item, error) {
-	bad := func(path string) (Item, error) {
-		return Item{}, &Error{Reason: ReasonBadHeaders, Path: path, Offset: -1}
-	}
-	if !v.Get("specversion").equal("1.0") {
-		return bad("specversion")
-	}
-	id, source := v.Get("id").Bytes(), v.Get("source").Bytes()
-	if len(id) == 0 || hasControl(id) {
-		return bad("id")
-	}
-	if len(source) == 0 || hasControl(source) {
-		return bad("source")
-	}
 	data := v.Get("data")
+	text := func(k string) string { return string(v.Get(k).Bytes()) }
+	a := attributes{version: text("specversion"), id: text("id"), source: text("source"), kind: text("type"), tenant: text("tenant"), product: text("product"), time: text("time")}
+	if t := v.Get("time"); !t.Absent() && t.Kind() != String {
+		a.time = "not a string"
+	}
+	if err := a.check(""); err != nil {
+		return Item{}, err
+	}
 	if data.Absent() {
 		return Item{}, &Error{Reason: ReasonEmptyValue, Path: "data", Offset: -1}
 	}
 	if data.Kind() != Object {
 		return Item{}, &Error{Reason: ReasonWrongType, Path: "data", Offset: -1}
 	}
-	product := Product(v.Get("product").Bytes())
+	return a.event(data, "")
+}
+
+// IsBinary reports whether headers are those of a CloudEvents message in binary
+// mode.
+func IsBinary(hs []Header) bool {
+	return slices.ContainsFunc(hs, func(h Header) bool { return h.Key == headerSpecVersion })
+}
+
+// UnwrapBinary unwraps a CloudEvents 1.0 message in binary mode
+// (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md §3.2),
+// by the rules of the structured one: its headers name the id, the tenant, the
+// time and the product, and the form is read off the value.
+func UnwrapBinary(d *Doc, hs []Header, raw []byte) (Item, error) {
+	var a attributes
+	seen := map[string]bool{}
+	for _, h := range hs {
+		to, ok := map[string]*string{headerSpecVersion: &a.version, headerID: &a.id, headerSource: &a.source, headerType: &a.kind,
+			headerTime: &a.time, headerTenant: &a.tenant, headerProduct: &a.product}[h.Key]
+		if !ok {
+			continue
+		}
+		if seen[h.Key] || len(h.Value) > 512 || !utf8.Valid(h.Value) {
+			return Item{}, &Error{Reason: ReasonBadHeaders, Path: h.Key, Offset: -1}
+		}
+		seen[h.Key] = true
+		*to = string(h.Value)
+	}
+	if err := a.check("ce_"); err != nil {
+		return Item{}, err
+	}
+	switch {
+	case len(bytes.TrimSpace(raw)) == 0:
+		return Item{}, &Error{Reason: ReasonEmptyValue, Offset: -1}
+	case len(raw) > MaxValue:
+		return Item{}, &Error{Reason: ReasonTooLarge, Offset: -1}
+	}
+	if err := d.Parse(raw); err != nil {
+		return Item{}, err
+	}
+	if d.Root().Kind() != Object {
+		return Item{}, &Error{Reason: ReasonWrongType, Offset: 0}
+	}
+	it, err := a.event(d.Root(), "ce_")
+	if err == nil && d.Ambiguous() {
+		err = &Error{Reason: ReasonDuplicateKey, Offset: -1}
+	}
+	if err != nil {
+		return Item{}, err
+	}
+	return it, nil
+}
+
+// attributes are those of a CloudEvent that we read.
+type attributes struct{ version, id, source, kind, time, tenant, product string }
+
+// check refuses attributes that are missing or malformed; prefix stands before
+// their names in the error.
+func (a *attributes) check(prefix string) error {
+	bad := ""
+	switch {
+	case a.version != "1.0":
+		bad = "specversion"
+	case a.id == "" || hasControl([]byte(a.id)):
+		bad = "id"
+	case a.source == "" || hasControl([]byte(a.source)):
+		bad = "source"
+	default:
+		return nil
+	}
+	return &Error{Reason: ReasonBadHeaders, Path: prefix + bad, Offset: -1}
+}
+
+// event is the event of a CloudEvent whose data is an object.
+func (a *attributes) event(data Value, prefix string) (Item, error) {
+	bad := func(path string) (Item, error) {
+		return Item{}, &Error{Reason: ReasonBadHeaders, Path: prefix + path, Offset: -1}
+	}
+	product := Product(a.product)
 	var it Item
 	if product != "" && !product.InScope() {
 		// Not ours to read; the gate names the reason.
 		it = Item{Value: data.Raw()}
-		it.Type = string(v.Get("type").Bytes())
-		if it.Type == "" {
+		if it.Type = a.kind; it.Type == "" {
 			return bad("type")
 		}
 	} else {
@@ -149,10 +361,10 @@ func structured(v Value) (Item, error) {
 	if product != "" {
 		it.Product = product
 	}
-	it.ID = string(source) + "\x00" + string(id) // neither holds a NUL, so no two pairs are one
-	it.Tenant = string(v.Get("tenant").Bytes())
-	if t := v.Get("time"); !t.Absent() {
-		at, err := time.Parse(time.RFC3339Nano, string(t.Bytes()))
+	it.ID = a.source + "\x00" + a.id // neither holds a NUL, so no two pairs are one
+	it.Tenant = a.tenant
+	if a.time != "" {
+		at, err := time.Parse(time.RFC3339Nano, a.time)
 		if err != nil || !usable(at) {
 			return bad("time")
 		}
@@ -235,8 +447,17 @@ func sniff(v Value) (string, time.Time, error) {
 		return rest("confluence.rest.page")
 	case v.Has("body") && (v.Has("author") || v.Has("updateAuthor")) && kind == "":
 		return rest("jira.rest.comment")
+	// Names that are the product's own tell nothing, and are not custom.
+	case v.Has("transitions") && v.Has("statuses") && !v.Get("isDefault").True():
+		return rest("jira.rest.workflow")
+	case v.Has("statusCategory") && v.Get("name").Kind() == String:
+		return rest("jira.rest.status")
+	case kind == "SITE" && v.Get("shortName").Kind() == String:
+		return rest("confluence.rest.emoji")
 	case v.Has("state") && v.Has("name") && (v.Has("originBoardId") || v.Has("startDate") || v.Has("goal")):
 		return rest("jira.rest.sprint")
+	case v.Has("shortName") && v.Has("fallback"):
+		return no(ReasonNotListed)
 	case IsUser(v), v.Has("self"), v.Has("_links"), v.Has("id"):
 		return no(ReasonNotListed)
 	}

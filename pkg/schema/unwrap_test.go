@@ -210,7 +210,7 @@ func TestUnwrapFixtures(t *testing.T) {
 	for _, l := range fixtureLines(t, "events/*.jsonl") {
 		for _, got := range unwrapped(t, string(l.text)) {
 			if strings.Count(got, " ") < 3 {
-				require.Contains(t, []string{"0 type_not_listed", "0 wrapper_unknown"}, got, l.at)
+				require.Contains(t, []string{"0 type_not_listed", "0 wrapper_unknown", "0 empty_value after"}, got, l.at)
 			}
 		}
 	}
@@ -233,6 +233,9 @@ func FuzzUnwrap(f *testing.F) {
 		f.Add([]byte(c.payload))
 		f.Add([]byte(`{"results":[` + c.payload + `,` + c.payload + `]}`))
 		f.Add([]byte(`{"specversion":"1.0","id":"a","source":"/s","time":"2026-09-01T10:00:00Z","product":"jira","data":` + c.payload + `}`))
+		f.Add([]byte(`{"type":"RECORD","record":{"emitted_at":1788256800123,"data":` + c.payload + `}}`))
+		f.Add([]byte(`{"_airbyte_emitted_at":1788256800123,"_airbyte_data":` + mustJSON(c.payload) + `}`))
+		f.Add([]byte(`{"before":` + c.payload + `,"after":` + c.payload + `,"op":"u","source":{"ts_ms":1788256800123}}`))
 	}
 	var reused Event
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -247,7 +250,8 @@ func FuzzUnwrap(f *testing.F) {
 				require.ErrorAs(t, err, &e)
 				return
 			}
-			require.True(t, within(raw, it.Value))
+			require.True(t, within(raw, it.Value) || bytes.ContainsRune(raw, '\\'), "it was no string, either")
+			require.LessOrEqual(t, len(it.Value), len(raw))
 			require.True(t, json.Valid(it.Value))
 			require.Equal(t, byte('{'), it.Value[0])
 			require.NotEmpty(t, it.Type)
