@@ -30,7 +30,9 @@ type cli struct {
 	Replay replayCmd `cmd:"" help:"Carry files through the whole line, embedded broker included, and print a summary."`
 	Run    runCmd    `cmd:"" help:"Work as a member of a consumer group until stopped: the stream worker."`
 	Scrub  scrubCmd  `cmd:"" help:"Scrub text from stdin to stdout, or print its spans."`
+	Gate   gateCmd   `cmd:"" help:"Say what is collected of a tenant, and why. Exits 3 if nothing is."`
 	Check  checkCmd  `cmd:"" help:"Verify a data set: chain, hashes, row counts, double entry. Exits 3 on any fault."`
+	Show   showCmd   `cmd:"" help:"Show what a data set holds beside its documents."`
 }
 
 // session is what a command runs with.
@@ -42,8 +44,11 @@ type session struct {
 	now    func() time.Time
 }
 
-// errCheck makes the exit code 3: what was checked has a fault.
-var errCheck = errors.New("the check found faults")
+// These make the exit code 3: what was checked has a fault, or the gate is shut.
+var (
+	errCheck = errors.New("the check found faults")
+	errGate  = errors.New("the gate is shut")
+)
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return runAt(&session{ctx, stdin, stdout, stderr, time.Now}, args)
@@ -70,7 +75,7 @@ func runAt(s *session, args []string) int {
 	switch err := k.Run(s); {
 	case err == nil:
 		return exitDone
-	case errors.Is(err, errCheck):
+	case errors.Is(err, errCheck), errors.Is(err, errGate):
 		fmt.Fprintln(s.stderr, "deidentify:", err)
 		return exitCheck
 	case errors.As(err, new(usageError)):

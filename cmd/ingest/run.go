@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -12,6 +13,7 @@ import (
 	"winnow/internal/ingest"
 	"winnow/internal/kafkaio"
 	"winnow/internal/progress"
+	"winnow/internal/tenants"
 	"winnow/pkg/gate"
 )
 
@@ -19,11 +21,15 @@ const description = `Puts Jira, Confluence and Jira Service Management records o
 
   ingest tenants fixtures/tenants.jsonl --brokers localhost:9092
   ingest replay fixtures/events --brokers localhost:9092
+  ingest webhook --endpoints endpoints.jsonl --brokers localhost:9092
+  ingest kafka --from connector-topic --brokers localhost:9092
 
 Exit codes: 0 done, 1 failure, 2 usage.`
 
 type cli struct {
 	Replay  replayCmd  `cmd:"" help:"Produce the records in files to the events topic."`
+	Kafka   kafkaCmd   `cmd:"" help:"Produce the records on a raw topic to the events topic, or some of them again."`
+	Webhook webhookCmd `cmd:"" help:"Receive webhooks over HTTP and produce them to the events topic."`
 	Tenants tenantsCmd `cmd:"" help:"Validate a file of tenant records and produce it to the tenants topic."`
 }
 
@@ -78,15 +84,11 @@ func (c *replayCmd) Run(s *session) error {
 		return err
 	}
 	defer client.Close()
-	policy := gate.NewPolicy(gate.Options{})
-	if _, err := client.ReadAll(s.ctx, c.TenantsTopic, func(_ int, r kafkaio.Record) error {
-		// A record that cannot be read names no host; its events then have no
-		// tenant and are counted so. The worker's gate judges on its own.
-		_ = policy.Put(string(r.Key), r.Value)
-		return nil
-	}); err != nil {
-		return fmt.Errorf("reading topic %s: %w", c.TenantsTopic, err)
+	table, ctx, stop, err := follow(s, client, c.TenantsTopic, gate.Options{})
+	if err != nil {
+		return err
 	}
+	defer stop()
 	if err := ingest.EnsureEvents(s.ctx, client, c.Topic, c.Partitions); err != nil {
 		return err
 	}
@@ -95,15 +97,47 @@ func (c *replayCmd) Run(s *session) error {
 		return err
 	}
 	p := client.Producer(c.Topic)
-	door := ingest.Door{Policy: policy, EventTime: ingest.OfRecord, Now: time.Now().UTC(), Name: "replay"}
+	door := ingest.Door{Policy: table.Policy, Admit: true, EventTime: ingest.OfRecord, Now: time.Now().UTC(), Name: "replay"}
 	bar := progress.New(s.stderr, "load", ingest.Size(files), true)
-	sum, err := door.Replay(s.ctx, files, p, bar.Add)
-	if err := errors.Join(err, p.Close()); err != nil {
+	sum, err := door.Replay(ctx, files, p, bar.Add)
+	if err := errors.Join(cause(ctx, err), p.Close()); err != nil {
 		return err
 	}
 	bar.Done(fmt.Sprintf("%d records of %d files acknowledged", sum.Produced, sum.Files))
 	sum.Write(s.stdout)
 	return nil
+}
+
+// maxAge is how long a door may go without having seen the end of the tenants
+// topic.
+const maxAge = time.Minute
+
+// follow reads the tenants topic and follows it until stop is called. If it
+// can't be relied on any more the returned context ends, with the reason as its
+// cause.
+func follow(s *session, client *kafkaio.Client, topic string, o gate.Options) (table *tenants.Table, ctx context.Context, stop func(), err error) {
+	table, err = tenants.Load(s.ctx, client, topic, tenants.Options{Gate: o, MaxAge: maxAge, Log: slog.New(slog.NewTextHandler(s.stderr, nil))})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ctx, fail := context.WithCancelCause(s.ctx)
+	following, enough := context.WithCancel(context.WithoutCancel(s.ctx)) // also while a door drains
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := table.Follow(following); err != nil {
+			fail(err)
+		}
+	}()
+	return table, ctx, func() { enough(); <-done; fail(nil) }, nil
+}
+
+// cause is why ctx ended, where err only says that it did.
+func cause(ctx context.Context, err error) error {
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 type tenantsCmd struct {

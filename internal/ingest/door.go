@@ -21,13 +21,17 @@ import (
 // Place says where a door was handed a record; it names the record in errors
 // and lists, and is what its event id is made from.
 type Place struct {
-	File  string // as the caller named it, relative to the argument it was found under
-	Line  int    // from 1; 0 for a file that is one JSON text
-	Index int    // among the records of one JSON text, from 0
+	File   string        // as the caller named it, relative to the argument it was found under
+	Line   int           // from 1; 0 for a file that is one JSON text
+	Source schema.Source // in place of both, of a record on a topic
+	Index  int           // among the records of one JSON text, from 0
 }
 
 func (p Place) String() string {
 	s := p.File
+	if p.Source.Topic != "" {
+		s = p.Source.String()
+	}
 	if p.Line > 0 {
 		s += ":" + strconv.Itoa(p.Line)
 	}
@@ -35,6 +39,12 @@ func (p Place) String() string {
 		s += "#" + strconv.Itoa(p.Index)
 	}
 	return s
+}
+
+// holder is the place without the position in it: a file, or a partition.
+func (p Place) holder() Place {
+	p.Line, p.Source.Offset, p.Index = 0, 0, 0
+	return p
 }
 
 // EventTime says which time an event is given.
@@ -56,6 +66,8 @@ type Door struct {
 	EventTime     EventTime
 	Now           time.Time // the time of the replay
 	Name          string    // ce_source of its events, before the place of each
+	TopicID       string    // of the topic that its Places name; see kafkaio.TopicInfo
+	Admit         bool      // refuse an event to which Policy, which must be set, gives no stream at Now
 
 	doc schema.Doc
 }
@@ -83,9 +95,14 @@ func (d *Door) Unwrap(at Place, raw []byte, yield func(at Place, m kafkaio.Messa
 }
 
 // origin is the ce_source of the record at a place: a URI reference, in which
-// the file's name is escaped and the line and index stand as the fragment.
+// the file's name is escaped and the line, or offset, and index stand as the
+// fragment.
 func (d *Door) origin(at Place) string {
 	u := url.URL{Path: d.Name + "/" + at.File}
+	if at.Source.Topic != "" {
+		u.Path = d.Name + "/" + at.Source.Topic + "/" + strconv.Itoa(at.Source.Partition)
+		u.Fragment = strconv.FormatInt(at.Source.Offset, 10)
+	}
 	if at.Line > 0 {
 		u.Fragment = "L" + strconv.Itoa(at.Line)
 	}
@@ -108,6 +125,43 @@ func (d *Door) anothers(host string) bool {
 	return d.Policy != nil && (d.Policy.Claimed(host) || host == schema.TwoHosts && d.Policy.Len() > 0)
 }
 
+// decided is an error of a record that the policy decided against: there is
+// nothing that an operator could mend.
+type decided struct{ error }
+
+func (d decided) Unwrap() error { return d.error }
+
+// admit gates an event: an error, which wraps a *schema.Error, says that the
+// policy gives it no stream. Where the streams have two reasons, it is that of
+// the in-app stream. It is a decided one unless more may become known.
+func (d *Door) admit(e schema.Envelope) error {
+	if !d.Admit {
+		return nil
+	}
+	dec := d.Policy.Decide(e, d.Now)
+	if dec.Streams() != 0 {
+		return nil
+	}
+	err := &schema.Error{Reason: dec.InAppReason, Offset: -1}
+	if dec.Withheld().Undecided {
+		return err
+	}
+	return decided{err}
+}
+
+// coordinates is what the id of an event is made from that has none of its own.
+func (d *Door) coordinates(at Place, value []byte) string {
+	if s := at.Source; s.Topic != "" && d.TopicID != "" {
+		// A topic made again has another id, so its offsets give other events.
+		return fmt.Sprintf("%s\x00%d\x00%d\x00%d", d.TopicID, s.Partition, s.Offset, at.Index)
+	} else if s.Topic != "" {
+		return fmt.Sprintf("%v\x00%d\x00%x", s, at.Index, sha256.Sum256(value))
+	}
+	// The content belongs to the name: tomorrow's export has the same file and
+	// lines, and other records.
+	return fmt.Sprintf("%s\x00%d\x00%d\x00%x", at.File, at.Line, at.Index, sha256.Sum256(value))
+}
+
 func (d *Door) message(at Place, it schema.Item) (kafkaio.Message, error) {
 	e := it.Envelope
 	if e.Tenant == "" && d.Policy != nil {
@@ -122,26 +176,27 @@ func (d *Door) message(at Place, it schema.Item) (kafkaio.Message, error) {
 	if e.Time.IsZero() || d.EventTime == OfReplay {
 		e.Time = d.Now
 	}
+	if err := d.admit(e); err != nil {
+		return kafkaio.Message{}, err
+	}
 	name := e.ID
 	if name == "" {
-		// The content belongs to the name: tomorrow's export has the same file
-		// and lines, and other records.
-		name = fmt.Sprintf("%s\x00%d\x00%d\x00%x", at.File, at.Line, at.Index, sha256.Sum256(it.Value))
+		name = d.coordinates(at, it.Value)
 	}
 	e.ID, e.Origin = EventID(name), d.origin(at)
 	key := it.Entity
 	if key == "" {
 		key = e.ID
 	}
+	// Events of one entity stay in order: they share a partition.
+	return d.produced(e, []byte(e.Tenant+"|"+string(e.Product)+"/"+key), it.Value)
+}
+
+// produced is the message of an event.
+func (d *Door) produced(e schema.Envelope, key, value []byte) (kafkaio.Message, error) {
 	headers := e.AppendHeaders(nil)
 	if _, err := schema.ParseHeaders(headers); err != nil {
 		return kafkaio.Message{}, err // what no worker can read is better refused where it stands
 	}
-	return kafkaio.Message{
-		// Events of one entity stay in order: they share a partition.
-		Key:     []byte(e.Tenant + "|" + string(e.Product) + "/" + key),
-		Value:   it.Value,
-		Headers: headers,
-		Time:    d.Now,
-	}, nil
+	return kafkaio.Message{Key: key, Value: value, Headers: headers, Time: d.Now}, nil
 }

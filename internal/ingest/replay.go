@@ -24,7 +24,7 @@ import (
 
 // Summary counts what a door was handed.
 type Summary struct {
-	Files    int   // read
+	Files    int   // read; 0 for a door on a topic
 	Records  int64 // found in them
 	Produced int64 // acknowledged by the broker
 	Bytes    int64 // of the values produced
@@ -37,22 +37,25 @@ type Drop struct {
 	Place  Place
 	Reason schema.Reason
 	Detail string // the error's own words: path and position, never content
-	More   int64  // further records of the same file with the same reason
+	More   int64  // further records of the same file, or partition, with the same reason
 }
 
-func (s *Summary) drop(at Place, err error) {
+func (s *Summary) drop(at Place, err error) { s.dropMany(at, err, 1) }
+
+// dropMany counts n records, of which the first is at the place.
+func (s *Summary) dropMany(at Place, err error, n int64) {
 	r := schema.ReasonOf(err)
 	if s.Dropped == nil {
 		s.Dropped = map[schema.Reason]int64{}
 	}
-	s.Dropped[r]++
-	for i := len(s.Drops) - 1; i >= 0 && s.Drops[i].Place.File == at.File; i-- {
+	s.Dropped[r] += n
+	for i := len(s.Drops) - 1; i >= 0 && s.Drops[i].Place.holder() == at.holder(); i-- {
 		if s.Drops[i].Reason == r {
-			s.Drops[i].More++
+			s.Drops[i].More += n
 			return
 		}
 	}
-	s.Drops = append(s.Drops, Drop{Place: at, Reason: r, Detail: err.Error()})
+	s.Drops = append(s.Drops, Drop{Place: at, Reason: r, Detail: err.Error(), More: n - 1})
 }
 
 // File is one file to replay.
@@ -264,6 +267,14 @@ type sender struct {
 	batch  []kafkaio.Message
 	places []Place // of the messages in batch
 	bytes  int
+	list   func(at Place, err error) // told of each record that is not taken; may be nil
+}
+
+func (o *sender) drop(at Place, err error) {
+	o.s.drop(at, err)
+	if o.list != nil {
+		o.list(at, err)
+	}
 }
 
 // unreadable counts a file that cannot be opened or breaks off at a place.
@@ -295,7 +306,7 @@ func (o *sender) flush() error {
 				return err
 			}
 			// Within our bound but not within the broker's.
-			o.s.drop(o.places[m.Index], &schema.Error{Reason: schema.ReasonTooLarge, Offset: -1})
+			o.drop(o.places[m.Index], &schema.Error{Reason: schema.ReasonTooLarge, Offset: -1})
 			produced--
 			bytes -= len(o.batch[m.Index].Value)
 		}
@@ -325,10 +336,26 @@ const maxListed = 1000
 // Write prints the counts and the first places of what was not taken:
 // coordinates and reasons, never content.
 func (s *Summary) Write(w io.Writer) {
-	fmt.Fprintf(w, "records found  %d in %d files\n", s.Records, s.Files)
+	in := ""
+	if s.Files > 0 {
+		in = fmt.Sprintf(" in %d files", s.Files)
+	}
+	fmt.Fprintf(w, "records found  %d%s\n", s.Records, in)
 	fmt.Fprintf(w, "acknowledged   %d\n", s.Produced)
 	for _, r := range slices.Sorted(maps.Keys(s.Dropped)) {
 		fmt.Fprintf(w, "not taken      %d %s\n", s.Dropped[r], r)
+	}
+	s.WriteDrops(w)
+}
+
+// WriteRedriven is Write for Raw.Redrive.
+func (s *Summary) WriteRedriven(w io.Writer) {
+	fmt.Fprintf(w, "re-driven      %d events\n", s.Produced)
+	fmt.Fprintf(w, "gone           %d records\n", s.Dropped[ReasonGone])
+	for _, r := range slices.Sorted(maps.Keys(s.Dropped)) {
+		if r != ReasonGone {
+			fmt.Fprintf(w, "refused again  %d %s\n", s.Dropped[r], r)
+		}
 	}
 	s.WriteDrops(w)
 }
@@ -346,7 +373,11 @@ func (s *Summary) WriteDrops(w io.Writer) {
 		}
 		more := ""
 		if d.More > 0 {
-			more = fmt.Sprintf(", and %d more in this file", d.More)
+			holder := "file"
+			if d.Place.Source.Topic != "" {
+				holder = "partition"
+			}
+			more = fmt.Sprintf(", and %d more in this %s", d.More, holder)
 		}
 		fmt.Fprintf(w, "  %s: %s%s\n", d.Place, d.Detail, more)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -31,19 +32,28 @@ func EnsureEvents(ctx context.Context, c *kafkaio.Client, topic string, partitio
 
 // ProduceTenants puts a file of tenant records on the tenants topic, which it
 // makes when absent, and returns how many were acknowledged. Of a file with a
-// fault nothing is produced.
+// fault nothing is produced. A record that the topic holds already is left out;
+// one that does not extend what the topic holds of its tenant (see
+// schema.Tenant.Extends) is a fault: it would take back what was once said.
 func ProduceTenants(ctx context.Context, c *kafkaio.Client, topic, path string, now time.Time) (int, error) {
+	if err := EnsureTenants(ctx, c, topic); err != nil {
+		return 0, err
+	}
+	known := map[string][]byte{}
+	if _, err := c.ReadAll(ctx, topic, func(_ int, r kafkaio.Record) error {
+		known[string(r.Key)] = bytes.Clone(r.Value)
+		return nil
+	}); err != nil {
+		return 0, fmt.Errorf("reading topic %s: %w", topic, err)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	msgs, err := Tenants(f, now)
+	msgs, err := Tenants(f, known, now)
 	if err != nil {
 		return 0, fmt.Errorf("%s: nothing of it was taken:\n  %s", path, strings.ReplaceAll(err.Error(), "\n", "\n  "))
-	}
-	if err := EnsureTenants(ctx, c, topic); err != nil {
-		return 0, err
 	}
 	p := c.Producer(topic)
 	return len(msgs), errors.Join(p.Produce(ctx, msgs...), p.Close())
@@ -52,8 +62,13 @@ func ProduceTenants(ctx context.Context, c *kafkaio.Client, topic, path string, 
 // Tenants reads tenant records, one JSON object a line, and returns a message
 // for each, keyed by its tenant. Every bad line is in the error, by number and
 // field, never with its values; the messages are then nil, so that nothing of
-// a file with a fault is produced.
-func Tenants(r io.Reader, now time.Time) ([]kafkaio.Message, error) {
+// a file with a fault is produced. known is what the topic holds, by key; each
+// record must extend its tenant's, as must one that another of the file follows.
+func Tenants(r io.Reader, known map[string][]byte, now time.Time) ([]kafkaio.Message, error) {
+	known = maps.Clone(known)
+	if known == nil {
+		known = map[string][]byte{}
+	}
 	var msgs []kafkaio.Message
 	var faults []error
 	br := bufio.NewReaderSize(r, 1<<20)
@@ -76,10 +91,22 @@ func Tenants(r io.Reader, now time.Time) ([]kafkaio.Message, error) {
 		if err == nil && t.ID == gate.LocalTenant {
 			err = errors.New("tenant record: the tenant id \"local\" is built in")
 		}
+		if err == nil {
+			if bytes.Equal(known[t.ID], text) {
+				continue
+			}
+			// What can't be read can't be taken back; a higher revision mends it.
+			if old, e := schema.ParseTenant(known[t.ID]); e == nil {
+				if err = t.Extends(old); err != nil {
+					err = fmt.Errorf("tenant record: %w", err)
+				}
+			}
+		}
 		if err != nil {
 			faults = append(faults, fmt.Errorf("line %d: %w", line, err))
 			continue
 		}
+		known[t.ID] = text
 		msgs = append(msgs, kafkaio.Message{Key: []byte(t.ID), Value: text, Time: now})
 	}
 	if faults != nil {

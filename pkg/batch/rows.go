@@ -43,9 +43,9 @@ type count struct {
 	Count   int64  `parquet:"count" json:"count"`
 }
 
-// rejected is one line of a quarantine file. It says where a record is and why
+// Rejected is one line of a quarantine file. It says where a record is and why
 // it could not be read, and nothing of what is in it.
-type rejected struct {
+type Rejected struct {
 	Topic     string        `json:"topic"`
 	Partition int           `json:"partition"`
 	Offset    int64         `json:"offset"`
@@ -57,8 +57,8 @@ type rejected struct {
 
 // encodeRejected encodes the lines of a quarantine file, by offset: those that a
 // review listed come after those of later records.
-func encodeRejected(list []rejected) ([]byte, error) {
-	slices.SortFunc(list, func(a, b rejected) int { return cmp.Compare(a.Offset, b.Offset) })
+func encodeRejected(list []Rejected) ([]byte, error) {
+	slices.SortFunc(list, func(a, b Rejected) int { return cmp.Compare(a.Offset, b.Offset) })
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	for i := range list {
@@ -275,6 +275,54 @@ func (s *Store) ReadRows(c Commit, yield func(File, Row) error) error {
 		b, err := s.load(ctx, &c, &f.File, f.generation, f.attempt)
 		if err == nil {
 			err = decode(c.Format, b, func(r Row) error { return yield(f.File, r) })
+		}
+		if err != nil {
+			return fmt.Errorf("read %s: %w", f.Path, err)
+		}
+	}
+	return nil
+}
+
+// ReadQuarantine yields every line of the data set's quarantine files: the
+// records that could not be read, by topic and partition and then in the order
+// of offsets. It stops at the first error, its own or one that yield returns.
+// Each file is compared with its hash before a line of it is yielded.
+func (s *Store) ReadQuarantine(ctx context.Context, yield func(Rejected) error) error {
+	ps, _, err := s.partitions(ctx)
+	if err != nil {
+		return fmt.Errorf("read quarantine: %w", err)
+	}
+	for _, p := range ps {
+		chain, err := s.Chain(p.Topic, p.Partition)
+		if err != nil {
+			return fmt.Errorf("read quarantine: %w", err)
+		}
+		for i := range chain {
+			if err := s.quarantine(ctx, &chain[i], yield); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) quarantine(ctx context.Context, c *Commit, yield func(Rejected) error) error {
+	if !slices.ContainsFunc(c.Files, func(f File) bool { return f.Stream == StreamQuarantine }) {
+		return nil
+	}
+	g, err := s.generation(ctx, c)
+	if err != nil {
+		return fmt.Errorf("read %v: %w", c.Source(), err)
+	}
+	files, _ := c.current(g)
+	for i := range files {
+		f := &files[i]
+		if f.Stream != StreamQuarantine {
+			continue
+		}
+		b, err := s.load(ctx, c, &f.File, f.generation, f.attempt)
+		if err == nil {
+			err = decodeLines(bytes.NewReader(b), yield)
 		}
 		if err != nil {
 			return fmt.Errorf("read %s: %w", f.Path, err)

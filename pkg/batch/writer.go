@@ -68,7 +68,7 @@ type Writer struct {
 	general map[key]int     // edit → index in held of the general event that told of it
 	seen    []seenAt        // keys of the batch, by offset
 	memory  *memory         // of them and of the batches before
-	listed  []rejected      // for the quarantine file
+	listed  []Rejected      // for the quarantine file
 	bytes   int64
 	sums    Commit // the counts so far; the rest is set by Commit
 	encoder encoder
@@ -468,7 +468,7 @@ func (w *Writer) Reject(src schema.Source, err error) {
 
 // list puts the coordinates of a record on the quarantine list.
 func (w *Writer) list(src schema.Source, err error) {
-	q := rejected{Topic: src.Topic, Partition: src.Partition, Offset: src.Offset, Reason: schema.ReasonOf(err), Byte: -1, Time: time.Now().UTC().Truncate(time.Second)}
+	q := Rejected{Topic: src.Topic, Partition: src.Partition, Offset: src.Offset, Reason: schema.ReasonOf(err), Byte: -1, Time: time.Now().UTC().Truncate(time.Second)}
 	if e := (*schema.Error)(nil); errors.As(err, &e) {
 		q.Path, q.Byte = e.Path, e.Offset
 	}
