@@ -15,8 +15,12 @@ import (
 // Secrets are read from files, never from flags or the environment, which other
 // users of a machine can see.
 type Connect struct {
-	Brokers []string `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
+	Brokers  []string `required:"" env:"KAFKA_BROKERS" help:"Kafka bootstrap servers, HOST:PORT."`
+	Security `embed:""`
+}
 
+// Security are the flags that say how brokers are talked to.
+type Security struct {
 	TLS     bool   `name:"tls" group:"security" help:"Encrypt connections to the brokers, and verify theirs."`
 	TLSCA   string `name:"tls-ca" group:"security" placeholder:"FILE" help:"Certificates (PEM) to trust brokers by, in place of the system's."`
 	TLSCert string `name:"tls-cert" group:"security" placeholder:"FILE" help:"Our certificate (PEM), where brokers ask for one."`
@@ -28,7 +32,10 @@ type Connect struct {
 }
 
 // Dial is the package's Dial, with the options that the flags set.
-func (f *Connect) Dial(o Options) (*Client, error) {
+func (f *Connect) Dial(o Options) (*Client, error) { return f.Security.Dial(f.Brokers, o) }
+
+// Dial is the package's Dial, with the options that the flags set.
+func (f *Security) Dial(brokers []string, o Options) (*Client, error) {
 	var err error
 	if o.TLS, err = f.tls(); err != nil {
 		return nil, fmt.Errorf("TLS: %w", err)
@@ -36,10 +43,10 @@ func (f *Connect) Dial(o Options) (*Client, error) {
 	if o.Login, err = f.login(); err != nil {
 		return nil, fmt.Errorf("SASL: %w", err)
 	}
-	return Dial(f.Brokers, o)
+	return Dial(brokers, o)
 }
 
-func (f *Connect) tls() (*tls.Config, error) {
+func (f *Security) tls() (*tls.Config, error) {
 	if !f.TLS {
 		if f.TLSCA+f.TLSCert+f.TLSKey != "" {
 			return nil, errors.New("certificates are given, but not --tls")
@@ -67,7 +74,7 @@ func (f *Connect) tls() (*tls.Config, error) {
 	return c, nil
 }
 
-func (f *Connect) login() (*Login, error) {
+func (f *Security) login() (*Login, error) {
 	if f.SASL == "" {
 		if f.SASLUser+f.SASLSecret != "" {
 			return nil, errors.New("a user or a secret is given, but not --sasl")

@@ -232,12 +232,16 @@ func (o *org) update() {
 func (p *Policy) Decide(e schema.Envelope, now time.Time) Decision {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
+	return p.decide(&e, now)
+}
+
+func (p *Policy) decide(e *schema.Envelope, now time.Time) Decision {
 	if e.Tenant == LocalTenant && p.opts.AssumeConsent {
 		d := Decision{Metadata: true, InApp: true}
 		switch {
 		case !e.Product.InScope():
 			d = drop(5, ProductOutOfScope)
-		case early(&e, now):
+		case early(e, now):
 			d = drop(6, BeforeEffectiveDate)
 		}
 		d.Org, d.Region = LocalTenant, LocalTenant
@@ -252,7 +256,7 @@ func (p *Policy) Decide(e schema.Envelope, now time.Time) Decision {
 	case s.record == nil:
 		return drop(1, TenantUnknown)
 	}
-	d := decide(s, &e, now, p.opts.Unset)
+	d := decide(s, e, now, p.opts.Unset)
 	d.Org, d.Region = s.record.Org, s.record.Region
 	return d
 }

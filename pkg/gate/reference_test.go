@@ -217,6 +217,13 @@ func TestRandomHistories(t *testing.T) {
 				require.Equal(t, want, got, "event %v now %v", e.Time.Sub(t0), now.Sub(t0))
 			}
 			rows[got.Row]++
+			x := p.Explain(e, now)
+			require.Equal(t, got, x.Decision)
+			require.Equal(t, Sentences[got.Row], x.Sentence)
+			for _, c := range []Cause{x.MetadataCause, x.InAppCause} {
+				require.NotEmpty(t, c.Because, "event %v now %v: %+v", e.Time.Sub(t0), now.Sub(t0), got)
+				require.False(t, c.At.After(now))
+			}
 		})
 	}
 	// One history in five or six reaches the rarest of these rows, and -short
