@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"internal/broker":            {},
 	"internal/progress":          {},
 	"internal/testkit/apache":    {},
+	"internal/testkit/policy":    {"pkg/schema"},
 	"internal/testkit/s3":        {},
 	"internal/testkit/s3/server": {}, // a module of its own
 	"internal/ingest":            {"internal/kafkaio", "pkg/gate", "pkg/schema"},
