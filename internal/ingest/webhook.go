@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +23,6 @@ import (
 
 	"golang.org/x/net/netutil"
 	"golang.org/x/sync/semaphore"
-	"golang.org/x/sync/singleflight"
 
 	"winnow/internal/kafkaio"
 	"winnow/pkg/gate"
@@ -53,14 +53,22 @@ type Webhook struct {
 	BodyTimeout   time.Duration // for its body
 	DrainTimeout  time.Duration // for requests under way when the door closes
 
-	memory   *semaphore.Weighted
-	draining atomic.Bool
-	once     singleflight.Group // one delivery at a time of each name
-	recent   recent
+	memory        *semaphore.Weighted
+	draining      atomic.Bool
+	notice        time.Duration   // 1 s: between the first word of the end and the end
+	answerTimeout time.Duration   // 25 s: Jira waits for 30
+	producing     context.Context // ends when the door has closed
+	flying        sync.WaitGroup
 
-	mu     sync.Mutex
-	counts map[string]int64 // by outcome
-	logged map[string]time.Time
+	parsing sync.Mutex
+	doc     schema.Doc // guarded by parsing
+
+	mu      sync.Mutex
+	flights map[deliveryKey]*flight
+	recent  recent
+	counts  map[string]int64 // requests by outcome
+	beside  map[schema.Reason]int64
+	logged  map[string]time.Time
 }
 
 // recentDeliveries is how many acknowledged deliveries a door remembers. What
@@ -71,14 +79,29 @@ const recentDeliveries = 1 << 16
 // when the brokers have what was acknowledged. It closes the listener.
 func (h *Webhook) Serve(ctx context.Context, l net.Listener) error {
 	h.memory = semaphore.NewWeighted(h.Memory)
-	h.counts, h.logged = map[string]int64{}, map[string]time.Time{}
+	h.counts, h.beside, h.logged = map[string]int64{}, map[schema.Reason]int64{}, map[string]time.Time{}
+	h.flights = map[deliveryKey]*flight{}
+	h.notice, h.answerTimeout = cmp.Or(h.notice, time.Second), cmp.Or(h.answerTimeout, 25*time.Second)
+	producing, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	h.producing = producing
+	defer func() {
+		// Nobody waits for what is still under way. Under mu, so that no delivery
+		// takes off when its end is no longer waited for.
+		h.mu.Lock()
+		cancel()
+		h.mu.Unlock()
+		h.flying.Wait()
+	}()
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: h.HeaderTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), // it would quote requests
 	}
 	closed := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
+		// Once Shutdown has begun net/http answers nobody, so whoever asks for our
+		// health is told before, while requests are still served.
 		h.draining.Store(true)
+		time.Sleep(h.notice)
 		draining, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.DrainTimeout)
 		defer cancel()
 		err := server.Shutdown(draining)
@@ -120,6 +143,12 @@ var (
 
 // ServeHTTP answers one request.
 func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// net/http reads what is left of a body when a request has been answered,
+	// also one that never comes: so its time begins here, and not where we read.
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(h.BodyTimeout)); err != nil {
+		http.Error(w, failure.text, failure.status)
+		return
+	}
 	if r.URL.Path == "/healthz" {
 		if h.draining.Load() {
 			http.Error(w, "closing", http.StatusServiceUnavailable)
@@ -135,8 +164,9 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", http.MethodPost)
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "5")
-	case http.StatusRequestEntityTooLarge, http.StatusRequestTimeout:
-		w.Header().Set("Connection", "close") // the rest of the body is not read
+	}
+	if a.status != http.StatusAccepted {
+		w.Header().Set("Connection", "close") // nobody who is refused holds one, nor is the rest of the body read
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(a.status)
@@ -160,13 +190,8 @@ func (h *Webhook) count(a answer) {
 
 func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (a answer) {
 	tenant := ""
-	defer func() {
-		// The panic's value might quote the request.
-		if recover() != nil {
-			a = failure
-		}
-		a.tenant = tenant
-	}()
+	defer func() { a.tenant = tenant }()
+	defer h.survive(&a)
 	path, ok := strings.CutPrefix(r.URL.Path, "/hooks/")
 	e := h.Endpoints.find(path)
 	switch {
@@ -174,8 +199,6 @@ func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (a answer) {
 		return notFound
 	case r.Method != http.MethodPost:
 		return notAllowed
-	case h.draining.Load():
-		return closing
 	case r.ContentLength > schema.MaxValue:
 		return tooLarge
 	}
@@ -188,7 +211,13 @@ func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (a answer) {
 	if !h.memory.TryAcquire(size) {
 		return tooMuch
 	}
-	defer h.memory.Release(size)
+	release := sync.OnceFunc(func() { h.memory.Release(size) })
+	mine := true // to release
+	defer func() {
+		if mine {
+			release()
+		}
+	}()
 	body, bad := h.read(w, r)
 	switch {
 	case bad != nil:
@@ -207,28 +236,81 @@ func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (a answer) {
 	}
 	id := delivery(r.Header.Get("X-Atlassian-Webhook-Identifier"), body)
 	name := "webhook\x00" + e.Tenant + "\x00" + id
-	key := sha256.Sum256([]byte(name))
-	// A sender may repeat a delivery that is under way. Both would find that it
-	// is not among the recent ones; so the second waits for the first, and one
-	// that comes when the first has gone finds it there.
-	v, _, _ := h.once.Do(string(key[:]), func() (any, error) {
-		if h.recent.has(key) {
-			return repeated, nil
-		}
-		a := h.take(&d, e.Tenant, id, name, body)
-		if a == accepted { // what was dropped may be sent again, when its tenant is known
-			h.recent.add(key)
-		}
-		return a, nil
-	})
-	return v.(answer)
+	mine = false
+	return h.deliver(sha256.Sum256([]byte(name)), release, func() answer { return h.take(&d, e.Tenant, id, name, body) })
+}
+
+// survive makes a panic an answer. Its value might quote the request, so only
+// its place is logged.
+func (h *Webhook) survive(a *answer) {
+	if recover() != nil {
+		h.Log.Error("internal failure; the request is refused", "stack", string(debug.Stack()))
+		*a = failure
+	}
+}
+
+type deliveryKey = [sha256.Size]byte
+
+// flight is a delivery that is under way.
+type flight struct {
+	done   chan struct{} // closed when answer is known
+	answer answer
+}
+
+// deliver carries out take, which may go on when the sender has been told to
+// come again: release is called when the memory of the body is free.
+//
+// A sender that has waited for too long repeats a delivery that is under way.
+// The repeat finds its flight, and has the same answer; or, when that has ended
+// well, finds it among the recent ones. There is no moment between: under mu a
+// flight ends and is remembered, and under mu a repeat looks for both.
+func (h *Webhook) deliver(key deliveryKey, release func(), take func() answer) answer {
+	h.mu.Lock()
+	f := h.flights[key]
+	switch {
+	case f != nil:
+		release()
+	case h.recent.has(key):
+		h.mu.Unlock()
+		release()
+		return repeated
+	case h.producing.Err() != nil:
+		h.mu.Unlock()
+		release()
+		return closing
+	default:
+		f = &flight{done: make(chan struct{})}
+		h.flights[key] = f
+		h.flying.Go(func() {
+			f.answer = h.fly(take)
+			release()
+			h.mu.Lock()
+			delete(h.flights, key)
+			if f.answer == accepted { // what was dropped may be sent again, when its tenant is known
+				h.recent.add(key)
+			}
+			h.mu.Unlock()
+			close(f.done)
+		})
+	}
+	h.mu.Unlock()
+	late := time.NewTimer(h.answerTimeout)
+	defer late.Stop()
+	select {
+	case <-f.done:
+		return f.answer
+	case <-late.C:
+		return unwell
+	}
+}
+
+func (h *Webhook) fly(take func() answer) (a answer) {
+	defer h.survive(&a)
+	return take()
 }
 
 // read reads the body.
 func (h *Webhook) read(w http.ResponseWriter, r *http.Request) ([]byte, *answer) {
-	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(h.BodyTimeout)); err != nil {
-		return nil, &failure
-	}
 	var b bytes.Buffer
 	if r.ContentLength > 0 {
 		b.Grow(int(r.ContentLength) + bytes.MinRead)
@@ -255,12 +337,38 @@ func delivery(identifier string, body []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// maxRecords bounds the records in one body; senders of webhooks put one there.
+const maxRecords = 1000
+
 // take unwraps a body and produces what is in it.
 func (h *Webhook) take(d *Door, tenant, id, name string, body []byte) answer {
-	var msgs []kafkaio.Message
-	var first error
-	schema.Unwrap(&d.doc, body, func(index int, it schema.Item, err error) {
-		if err == nil && it.Tenant != "" && it.Tenant != tenant {
+	msgs, errs, n := h.messages(d, tenant, id, name, body)
+	switch {
+	case n > maxRecords:
+		return tooLarge
+	case len(msgs) == 0:
+		return dropped(errs[0])
+	}
+	h.mu.Lock()
+	for _, err := range errs {
+		h.beside[schema.ReasonOf(err)]++
+	}
+	h.mu.Unlock()
+	return produced(h.Out.Produce(h.producing, msgs...))
+}
+
+// messages are the events in a body, of n records, of which it gives no more
+// than maxRecords, and the reasons why others are none.
+func (h *Webhook) messages(d *Door, tenant, id, name string, body []byte) (msgs []kafkaio.Message, errs []error, n int) {
+	// One at a time: parsed, a text may be 20 times as large, which Memory does
+	// not count.
+	h.parsing.Lock()
+	defer h.parsing.Unlock()
+	schema.Unwrap(&h.doc, body, func(index int, it schema.Item, err error) {
+		if n = index + 1; n > maxRecords {
+			return
+		}
+		if err == nil && (it.Tenant != "" && it.Tenant != tenant || tenant == gate.LocalTenant && d.anothers(it.Host)) {
 			err = &schema.Error{Reason: gate.TenantMismatch, Offset: -1}
 		}
 		var m kafkaio.Message
@@ -272,29 +380,29 @@ func (h *Webhook) take(d *Door, tenant, id, name string, body []byte) answer {
 			m, err = d.message(Place{File: id, Index: index}, it)
 		}
 		if err != nil {
-			first = cmp.Or(first, err)
+			errs = append(errs, err)
 			return
 		}
 		msgs = append(msgs, m)
 	})
-	if len(msgs) == 0 {
-		return dropped(first)
+	if len(body) > 1<<20 {
+		h.doc = schema.Doc{} // or the largest of all would be held for ever
 	}
-	// The sender may have gone, and another of the same delivery may wait.
-	ctx, cancel := context.WithTimeout(context.Background(), produceTimeout)
-	defer cancel()
-	switch err := h.Out.Produce(ctx, msgs...); {
-	case errors.Is(err, kafkaio.ErrTooLarge):
-		return tooLarge
-	case err != nil:
-		return unwell
-	}
-	return accepted
+	return msgs, errs, n
 }
 
-// produceTimeout bounds how long a sender waits for the brokers. Jira gives up
-// after 30 seconds.
-const produceTimeout = 25 * time.Second
+// produced answers for what Produce returned. If some messages were too large
+// and others can be sent again, all are: those acknowledged keep their ids.
+func produced(err error) answer {
+	var each kafkaio.MessageErrors
+	switch {
+	case err == nil:
+		return accepted
+	case errors.As(err, &each) && !slices.ContainsFunc(each, func(m *kafkaio.MessageError) bool { return !errors.Is(m, kafkaio.ErrTooLarge) }):
+		return tooLarge
+	}
+	return unwell
+}
 
 // dropped answers for a record that no event was made of. What is not even JSON
 // is the sender's fault; what would be dropped again must not be sent again,
@@ -322,26 +430,24 @@ func (h *Webhook) WriteCounts(w io.Writer) {
 	for _, what := range slices.Sorted(maps.Keys(h.counts)) {
 		fmt.Fprintf(w, "%20d  %s\n", h.counts[what], what)
 	}
+	for _, r := range slices.Sorted(maps.Keys(h.beside)) {
+		fmt.Fprintf(w, "%20d  dropped beside others: %s\n", h.beside[r], r)
+	}
 }
 
 // recent holds the keys of the last deliveries, in two halves: when the young
 // one is full it becomes the old one.
 type recent struct {
-	mu         sync.Mutex
-	young, old map[[sha256.Size]byte]bool
+	young, old map[deliveryKey]bool
 }
 
-func (r *recent) has(key [sha256.Size]byte) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (r *recent) has(key deliveryKey) bool {
 	return r.young[key] || r.old[key]
 }
 
-func (r *recent) add(key [sha256.Size]byte) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (r *recent) add(key deliveryKey) {
 	if r.young == nil || len(r.young) >= recentDeliveries/2 {
-		r.young, r.old = map[[sha256.Size]byte]bool{}, r.young
+		r.young, r.old = map[deliveryKey]bool{}, r.young
 	}
 	r.young[key] = true
 }

@@ -63,7 +63,7 @@ func newHooks(t testing.TB, change func(*Webhook)) *hooks {
 	require.NoError(t, err)
 	h.Webhook = &Webhook{
 		Endpoints: es, Policy: two(t), Out: h.client.Producer("events"), EventTime: OfRecord, Now: func() time.Time { return now }, Log: slog.New(slog.NewTextHandler(&h.log, nil)),
-		Memory: 64 << 20, Connections: 256, HeaderTimeout: 500 * time.Millisecond, BodyTimeout: 2 * time.Second, DrainTimeout: 5 * time.Second,
+		Memory: 64 << 20, Connections: 256, HeaderTimeout: 500 * time.Millisecond, BodyTimeout: 2 * time.Second, DrainTimeout: 5 * time.Second, notice: 10 * time.Millisecond,
 	}
 	if change != nil {
 		change(h.Webhook)
@@ -77,7 +77,9 @@ func newHooks(t testing.TB, change func(*Webhook)) *hooks {
 	h.close = sync.OnceValue(func() error {
 		cancel()
 		err := <-done
-		h.Out.Close()
+		if h.Out != nil {
+			h.Out.Close()
+		}
 		return err
 	})
 	t.Cleanup(func() { _ = h.close() })
