@@ -74,6 +74,7 @@ type replayCmd struct {
 	Paths           []string `arg:"" name:"path" help:"Files or directories of records: .json, .jsonl, .ndjson, each also .zst or .gz."`
 	Topic           string   `default:"events" help:"Topic of events; made when absent."`
 	Partitions      int      `default:"12" help:"Partitions of the topic when it is made."`
+	Rate            int      `placeholder:"N" help:"Produce at most this many events a second."`
 	TenantsTopic    string   `default:"tenants" help:"Topic of tenant records; names the tenant of a record that carries only its host."`
 	kafkaio.Connect `embed:""`
 }
@@ -97,7 +98,7 @@ func (c *replayCmd) Run(s *session) error {
 		return err
 	}
 	p := client.Producer(c.Topic)
-	door := ingest.Door{Policy: table.Policy, Admit: true, EventTime: ingest.OfRecord, Now: time.Now().UTC(), Name: "replay"}
+	door := ingest.Door{Policy: table.Policy, Admit: true, Rate: c.Rate, EventTime: ingest.OfRecord, Now: time.Now().UTC(), Name: "replay"}
 	bar := progress.New(s.stderr, "load", ingest.Size(files), true)
 	sum, err := door.Replay(ctx, files, p, bar.Add)
 	if err := errors.Join(cause(ctx, err), p.Close()); err != nil {

@@ -67,6 +67,7 @@ type Door struct {
 	Now           time.Time // the time of the replay
 	Name          string    // ce_source of its events, before the place of each
 	TopicID       string    // of the topic that its Places name; see kafkaio.TopicInfo
+	Rate          int       // events that Replay produces in a second at most; 0: as fast as the brokers take them
 	Admit         bool      // refuse an event to which Policy, which must be set, gives no stream at Now
 
 	doc schema.Doc

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -136,7 +137,7 @@ const produceBatch = 4 << 20
 // them goes on; an error means that a record could not be delivered.
 func (d *Door) Replay(ctx context.Context, files []File, p *kafkaio.Producer, progress func(bytes int64)) (Summary, error) {
 	var s Summary
-	out := sender{ctx: ctx, p: p, s: &s}
+	out := sender{ctx: ctx, p: p, s: &s, rate: d.Rate, began: time.Now()}
 	for _, f := range files {
 		if err := d.replayFile(f, &out, progress); err != nil {
 			return s, fmt.Errorf("%s: %w", f.Name, err)
@@ -268,6 +269,9 @@ type sender struct {
 	places []Place // of the messages in batch
 	bytes  int
 	list   func(at Place, err error) // told of each record that is not taken; may be nil
+
+	rate  int // messages a second at most, since began; 0: no bound
+	began time.Time
 }
 
 func (o *sender) drop(at Place, err error) {
@@ -285,10 +289,23 @@ func (o *sender) unreadable(at Place) {
 
 func (o *sender) add(at Place, m kafkaio.Message) error {
 	o.batch, o.places = append(o.batch, m), append(o.places, at)
-	if o.bytes += len(m.Value); o.bytes < produceBatch {
-		return nil
+	o.bytes += len(m.Value)
+	switch {
+	case o.rate > 0 && len(o.batch) >= max(1, o.rate/10): // ten times a second
+		if err := o.flush(); err != nil {
+			return err
+		}
+		due := o.began.Add(time.Duration(float64(o.s.Produced) / float64(o.rate) * float64(time.Second)))
+		select {
+		case <-time.After(time.Until(due)):
+			return nil
+		case <-o.ctx.Done():
+			return o.ctx.Err()
+		}
+	case o.bytes >= produceBatch:
+		return o.flush()
 	}
-	return o.flush()
+	return nil
 }
 
 func (o *sender) flush() error {

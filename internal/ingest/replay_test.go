@@ -439,3 +439,21 @@ func BenchmarkReplay(b *testing.B) {
 		require.Greater(b, s.Produced, s.Records*8/10)
 	}
 }
+
+// A rate is kept, and nothing is lost for it.
+func TestReplayRate(t *testing.T) {
+	k := newTopic(t)
+	var lines strings.Builder
+	for i := range 60 {
+		fmt.Fprintf(&lines, `{"id":"%d","fields":{"summary":"s"}}`+"\n", i)
+	}
+	files, err := Files([]string{write(t, map[string]string{"a.jsonl": lines.String()})})
+	require.NoError(t, err)
+	d := Door{AssumeConsent: true, EventTime: OfReplay, Now: now, Name: "replay", Rate: 100}
+	began := time.Now()
+	s, err := d.Replay(t.Context(), files, k.Producer, func(int64) {})
+	require.NoError(t, err)
+	require.EqualValues(t, 60, s.Produced)
+	require.GreaterOrEqual(t, time.Since(began), 600*time.Millisecond)
+	require.Len(t, k.origins(t), 60)
+}
