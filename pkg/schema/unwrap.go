@@ -78,7 +78,7 @@ func listOf(root Value) Value {
 	if root.Kind() == Array {
 		return root
 	}
-	if root.Has("webhookEvent") || root.Has("fields") || root.Has("specversion") {
+	if root.Has("webhookEvent") || root.Has("fields") || isWrapper(root) {
 		return Value{}
 	}
 	for _, k := range []string{"issues", "results", "worklogs", "comments", "values"} {
@@ -103,14 +103,24 @@ func item(v Value) (Item, error) {
 		return airbyte(v)
 	case isDebezium(v):
 		return debezium(v)
-	case isDebezium(v.Get("payload")) && v.Has("schema"):
+	case isDebeziumWithSchema(v):
 		return debezium(v.Get("payload"))
 	}
 	return bare(v)
 }
 
-// bare is a record that stands in no wrapper.
+// isWrapper reports whether v is of a form that holds a record, whatever stands
+// beside it.
+func isWrapper(v Value) bool {
+	return v.Has("specversion") || isAirbyte(v) || isDebezium(v) || isDebeziumWithSchema(v)
+}
+
+// bare is a record that stands in no wrapper, or in the only one.
 func bare(v Value) (Item, error) {
+	if isWrapper(v) {
+		// Also one with the members of a record: what it wraps would go along.
+		return Item{}, &Error{Reason: ReasonWrapperUnknown, Offset: -1}
+	}
 	if c := v.Get("content"); c.Kind() == Object && v.Has("entityType") {
 		v = c // a row of a search result; its excerpt is a rendered copy
 	}
@@ -150,10 +160,11 @@ func wrapped(v Value, path string, at time.Time) (Item, error) {
 	return it, err
 }
 
-// airbyteTypes are the messages of the Airbyte protocol beside RECORD, and the
-// member that each has
+// airbyteTypes are the messages of the Airbyte protocol, and the member that each
+// has
 // (https://docs.airbyte.com/understanding-airbyte/airbyte-protocol).
 var airbyteTypes = map[string]string{
+	"RECORD": "record", "DESTINATION_CATALOG": "destination_catalog",
 	"STATE": "state", "LOG": "log", "TRACE": "trace", "SPEC": "spec", "CATALOG": "catalog", "CONNECTION_STATUS": "connectionStatus", "CONTROL": "control",
 }
 
@@ -168,9 +179,6 @@ func isAirbyte(v Value) bool {
 		return false
 	}
 	member := airbyteTypes[string(t.Bytes())]
-	if t.equal("RECORD") {
-		member = "record"
-	}
 	return member != "" && v.Get(member).Kind() == Object
 }
 
@@ -182,10 +190,10 @@ func airbyte(v Value) (Item, error) {
 		read = v.Get("_airbyte_emitted_at")
 	}
 	if !v.Has("_airbyte_data") {
-		r := v.Get("record")
-		if r.Kind() != Object {
+		if !v.Get("type").equal("RECORD") {
 			return Item{}, &Error{Reason: ReasonNotListed, Offset: -1}
 		}
+		r := v.Get("record")
 		data, read, path = r.Get("data"), r.Get("emitted_at"), "record.data"
 	}
 	at, ok := moment(read)
@@ -195,15 +203,15 @@ func airbyte(v Value) (Item, error) {
 	return wrapped(data, path, at)
 }
 
-// moment reads milliseconds since 1970, or RFC 3339, which may have a space
-// for the T and no offset.
+// moment reads milliseconds since 1970, or RFC 3339, which may have a space for
+// the T. A time without an offset could be of either side of T0, and is none.
 func moment(v Value) (at time.Time, ok bool) {
 	if ms, ok := v.Int(); ok {
 		at = time.UnixMilli(ms).UTC()
 		return at, usable(at)
 	}
 	s := strings.Replace(string(v.Bytes()), " ", "T", 1)
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04:05.999999999Z0700"} {
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999Z0700"} {
 		if at, err := time.Parse(layout, s); err == nil {
 			return at.UTC(), usable(at)
 		}
@@ -217,9 +225,18 @@ func isDebezium(v Value) bool {
 	return v.Get("op").Kind() == String && (v.Has("before") || v.Has("after") || v.Get("source").Kind() == Object)
 }
 
+// isDebeziumWithSchema reports whether v is a change event beside its schema. One
+// without a payload is a tombstone.
+func isDebeziumWithSchema(v Value) bool {
+	return v.Has("schema") && v.Has("payload") && (isDebezium(v.Get("payload")) || v.Get("payload").Absent())
+}
+
 // debezium unwraps the state after a change. The state before it may hold what
 // its people have had removed: it is never looked at.
 func debezium(v Value) (Item, error) {
+	if v.Absent() {
+		return Item{}, &Error{Reason: ReasonEmptyValue, Path: "payload", Offset: -1}
+	}
 	when := v.Get("ts_ms")
 	switch op := v.Get("op"); {
 	case op.equal("c"), op.equal("u"):
@@ -235,7 +252,7 @@ func debezium(v Value) (Item, error) {
 		return Item{}, &Error{Reason: ReasonWrapperUnknown, Path: "op", Offset: -1}
 	}
 	after := v.Get("after")
-	if after.Absent() || after.Kind() == Null {
+	if after.Absent() {
 		return Item{}, &Error{Reason: ReasonEmptyValue, Path: "after", Offset: -1}
 	}
 	at, ok := moment(when)
@@ -269,9 +286,14 @@ func structured(v Value) (Item, error) {
 }
 
 // IsBinary reports whether headers are those of a CloudEvents message in binary
-// mode.
+// mode, whole or not: one that names a tenant must not be taken for a message
+// that names none. In structured mode the headers only repeat what the value
+// says.
 func IsBinary(hs []Header) bool {
-	return slices.ContainsFunc(hs, func(h Header) bool { return h.Key == headerSpecVersion })
+	structured := slices.ContainsFunc(hs, func(h Header) bool {
+		return h.Key == headerContentType && bytes.HasPrefix(h.Value, []byte("application/cloudevents"))
+	})
+	return !structured && slices.ContainsFunc(hs, func(h Header) bool { return strings.HasPrefix(h.Key, "ce_") })
 }
 
 // UnwrapBinary unwraps a CloudEvents 1.0 message in binary mode
@@ -352,11 +374,10 @@ func (a *attributes) event(data Value, prefix string) (Item, error) {
 			return bad("type")
 		}
 	} else {
-		name, at, err := sniff(data)
-		if err != nil {
+		var err error
+		if it, err = bare(data); err != nil {
 			return Item{}, err
 		}
-		it = describe(data, name, at)
 	}
 	if product != "" {
 		it.Product = product

@@ -35,6 +35,13 @@ func TestUnwrapConnectors(t *testing.T) {
 		"airbyte, unknown data":           {`{"type":"RECORD","record":{"data":{"canary":1},"emitted_at":` + ms + `}}`, "0 wrapper_unknown"},
 		"airbyte in airbyte":              {`{"type":"RECORD","record":{"data":{"type":"RECORD","record":{"data":` + wrapperIssue + `,"emitted_at":` + ms + `}},"emitted_at":` + ms + `}}`, "0 wrapper_unknown"},
 		"a key twice in a string":         {`{"type":"RECORD","record":{"data":"{\"id\":\"1\",\"id\":\"2\",\"fields\":{\"summary\":\"canary\"}}","emitted_at":` + ms + `}}`, "0 duplicate_key record.data"},
+		"a state with a record beside":    {`{"type":"STATE","state":{},"record":{"data":` + wrapperIssue + `,"emitted_at":` + ms + `}}`, "0 type_not_listed"},
+		"a change with a page's members":  {`{"type":"RECORD","record":{"emitted_at":` + ms + `,"data":{"op":"u","before":{"displayName":"canary"},"after":{},"id":"7","type":"page","title":"t"}}}`, "0 wrapper_unknown"},
+		"cloudevent in airbyte":           {`{"type":"RECORD","record":{"emitted_at":` + ms + `,"data":{"specversion":"1.0","id":"a","source":"/s","data":` + wrapperIssue + `}}}`, "0 wrapper_unknown"},
+		"cloudevent of a page's members":  {`{"specversion":"1.0","id":"a","source":"/s","type":"t","data":{"op":"u","before":{"displayName":"canary"},"after":{},"id":"7","type":"page","title":"t"}}`, "0 wrapper_unknown"},
+		"a delete with a list beside":     {`{"op":"d","before":` + old + `,"after":null,"source":{},"values":[` + wrapperIssue + `]}`, "0 empty_value after"},
+		"debezium tombstone with schema":  {`{"schema":null,"payload":null}`, "0 empty_value payload"},
+		"a time of no zone":               {`{"_airbyte_raw_id":"u","_airbyte_extracted_at":"2026-08-17 13:00:00","_airbyte_data":` + wrapperIssue + `}`, "0 no_event_time _airbyte_data"},
 		"RECORD without a record":         {`{"type":"RECORD","canary":1}`, "0 wrapper_unknown"},
 		"airbyte row":                     {`{"_airbyte_ab_id":"u","_airbyte_emitted_at":` + ms + `,"_airbyte_data":` + wrapperIssue + `}`, found},
 		"airbyte row, a string, RFC 3339": {`{"_airbyte_raw_id":"u","_airbyte_extracted_at":"` + sec + `","_airbyte_data":` + string(quoted) + `}`, found},
@@ -148,7 +155,9 @@ func TestUnwrapBinary(t *testing.T) {
 		})
 	}
 	require.True(t, IsBinary(binaryHeaders(nothing)))
-	require.False(t, IsBinary(binaryHeaders(without("ce_specversion"))))
+	require.True(t, IsBinary(binaryHeaders(without("ce_specversion"))), "it names a tenant; the fault is found when it is unwrapped")
+	require.False(t, IsBinary([]Header{{"traceparent", nil}}))
+	require.False(t, IsBinary(append(binaryHeaders(nothing), Header{"content-type", []byte("application/cloudevents+json; charset=utf-8")})))
 	twice := append(binaryHeaders(nothing), Header{"ce_tenant", []byte("u")})
 	_, err = UnwrapBinary(&d, twice, []byte(wrapperIssue))
 	require.EqualError(t, err, "bad_headers at ce_tenant")
