@@ -117,12 +117,13 @@ func isWrapper(v Value) bool {
 
 // bare is a record that stands in no wrapper, or in the only one.
 func bare(v Value) (Item, error) {
-	if isWrapper(v) {
-		// Also one with the members of a record: what it wraps would go along.
-		return Item{}, &Error{Reason: ReasonWrapperUnknown, Offset: -1}
-	}
+	outer := v
 	if c := v.Get("content"); c.Kind() == Object && v.Has("entityType") {
 		v = c // a row of a search result; its excerpt is a rendered copy
+	}
+	if isWrapper(outer) || isWrapper(v) {
+		// Also one with the members of a record: what it wraps would go along.
+		return Item{}, &Error{Reason: ReasonWrapperUnknown, Offset: -1}
 	}
 	name, at, err := sniff(v)
 	if err != nil {
@@ -139,9 +140,7 @@ func wrapped(v Value, path string, at time.Time) (Item, error) {
 		if err := d.Parse(bytes.Clone(v.Bytes())); err != nil {
 			return Item{}, &Error{Reason: ReasonOf(err), Path: path, Offset: -1}
 		}
-		if v = d.Root(); d.Ambiguous() {
-			return Item{}, &Error{Reason: ReasonDuplicateKey, Path: path, Offset: -1}
-		}
+		v = d.Root()
 	}
 	switch v.Kind() {
 	case Missing, Null:
@@ -203,15 +202,20 @@ func airbyte(v Value) (Item, error) {
 	return wrapped(data, path, at)
 }
 
-// moment reads milliseconds since 1970, or RFC 3339, which may have a space for
-// the T. A time without an offset could be of either side of T0, and is none.
+// moment reads milliseconds since 1970, or RFC 3339 as warehouses write it: with
+// a space for the T or before the offset, an offset of hours alone, or UTC. A
+// time without an offset could be of either side of T0, and is none.
 func moment(v Value) (at time.Time, ok bool) {
 	if ms, ok := v.Int(); ok {
 		at = time.UnixMilli(ms).UTC()
 		return at, usable(at)
 	}
 	s := strings.Replace(string(v.Bytes()), " ", "T", 1)
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999Z0700"} {
+	s = strings.Replace(s, " ", "", 1)
+	if local, ok := strings.CutSuffix(s, "UTC"); ok {
+		s = local + "Z"
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999Z0700", "2006-01-02T15:04:05.999999999Z07"} {
 		if at, err := time.Parse(layout, s); err == nil {
 			return at.UTC(), usable(at)
 		}
@@ -291,7 +295,7 @@ func structured(v Value) (Item, error) {
 // says.
 func IsBinary(hs []Header) bool {
 	structured := slices.ContainsFunc(hs, func(h Header) bool {
-		return h.Key == headerContentType && bytes.HasPrefix(h.Value, []byte("application/cloudevents"))
+		return h.Key == headerContentType && strings.HasPrefix(strings.ToLower(string(h.Value)), "application/cloudevents")
 	})
 	return !structured && slices.ContainsFunc(hs, func(h Header) bool { return strings.HasPrefix(h.Key, "ce_") })
 }
@@ -299,13 +303,15 @@ func IsBinary(hs []Header) bool {
 // UnwrapBinary unwraps a CloudEvents 1.0 message in binary mode
 // (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md §3.2),
 // by the rules of the structured one: its headers name the id, the tenant, the
-// time and the product, and the form is read off the value.
+// time and the product, and the form is read off the value. A content type, if
+// there is one, must be of JSON.
 func UnwrapBinary(d *Doc, hs []Header, raw []byte) (Item, error) {
 	var a attributes
+	content := "application/json"
 	seen := map[string]bool{}
 	for _, h := range hs {
 		to, ok := map[string]*string{headerSpecVersion: &a.version, headerID: &a.id, headerSource: &a.source, headerType: &a.kind,
-			headerTime: &a.time, headerTenant: &a.tenant, headerProduct: &a.product}[h.Key]
+			headerTime: &a.time, headerTenant: &a.tenant, headerProduct: &a.product, headerContentType: &content}[h.Key]
 		if !ok {
 			continue
 		}
@@ -319,6 +325,8 @@ func UnwrapBinary(d *Doc, hs []Header, raw []byte) (Item, error) {
 		return Item{}, err
 	}
 	switch {
+	case !isJSON(content):
+		return Item{}, &Error{Reason: ReasonBadHeaders, Path: headerContentType, Offset: -1}
 	case len(bytes.TrimSpace(raw)) == 0:
 		return Item{}, &Error{Reason: ReasonEmptyValue, Offset: -1}
 	case len(raw) > MaxValue:
@@ -338,6 +346,14 @@ func UnwrapBinary(d *Doc, hs []Header, raw []byte) (Item, error) {
 		return Item{}, err
 	}
 	return it, nil
+}
+
+// isJSON reports whether a media type is one of JSON
+// (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md §3.1).
+func isJSON(content string) bool {
+	media, _, _ := strings.Cut(strings.ToLower(content), ";")
+	media = strings.TrimSpace(media)
+	return strings.HasSuffix(media, "/json") || strings.HasSuffix(media, "+json")
 }
 
 // attributes are those of a CloudEvent that we read.

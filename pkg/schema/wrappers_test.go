@@ -35,6 +35,9 @@ func TestUnwrapConnectors(t *testing.T) {
 		"airbyte, unknown data":           {`{"type":"RECORD","record":{"data":{"canary":1},"emitted_at":` + ms + `}}`, "0 wrapper_unknown"},
 		"airbyte in airbyte":              {`{"type":"RECORD","record":{"data":{"type":"RECORD","record":{"data":` + wrapperIssue + `,"emitted_at":` + ms + `}},"emitted_at":` + ms + `}}`, "0 wrapper_unknown"},
 		"a key twice in a string":         {`{"type":"RECORD","record":{"data":"{\"id\":\"1\",\"id\":\"2\",\"fields\":{\"summary\":\"canary\"}}","emitted_at":` + ms + `}}`, "0 duplicate_key record.data"},
+		"a change as a search result":     {`{"results":[{"entityType":"content","content":{"op":"u","before":{"displayName":"canary"},"after":{},"id":"7","type":"page","title":"t"}}]}`, "0 wrapper_unknown"},
+		"a change beside a search result": {`{"type":"RECORD","record":{"emitted_at":` + ms + `,"data":{"op":"u","before":{"displayName":"canary"},"entityType":"content","content":{"id":"7","type":"page","title":"t"}}}}`, "0 wrapper_unknown"},
+		"a search result in airbyte":      {`{"type":"RECORD","record":{"emitted_at":` + ms + `,"data":{"entityType":"content","content":{"id":"7","type":"page","title":"t"}}}}`, "0 confluence.rest.page confluence 7 - " + sec},
 		"a state with a record beside":    {`{"type":"STATE","state":{},"record":{"data":` + wrapperIssue + `,"emitted_at":` + ms + `}}`, "0 type_not_listed"},
 		"a change with a page's members":  {`{"type":"RECORD","record":{"emitted_at":` + ms + `,"data":{"op":"u","before":{"displayName":"canary"},"after":{},"id":"7","type":"page","title":"t"}}}`, "0 wrapper_unknown"},
 		"cloudevent in airbyte":           {`{"type":"RECORD","record":{"emitted_at":` + ms + `,"data":{"specversion":"1.0","id":"a","source":"/s","data":` + wrapperIssue + `}}}`, "0 wrapper_unknown"},
@@ -46,6 +49,10 @@ func TestUnwrapConnectors(t *testing.T) {
 		"airbyte row":                     {`{"_airbyte_ab_id":"u","_airbyte_emitted_at":` + ms + `,"_airbyte_data":` + wrapperIssue + `}`, found},
 		"airbyte row, a string, RFC 3339": {`{"_airbyte_raw_id":"u","_airbyte_extracted_at":"` + sec + `","_airbyte_data":` + string(quoted) + `}`, found},
 		"airbyte row, a warehouse's time": {`{"_airbyte_raw_id":"u","_airbyte_extracted_at":"2026-09-01 10:00:00.123+0000","_airbyte_data":` + wrapperIssue + `}`, found},
+		"airbyte row, BigQuery's time":    {`{"_airbyte_raw_id":"u","_airbyte_extracted_at":"2026-09-01 10:00:00.123 UTC","_airbyte_data":` + wrapperIssue + `}`, found},
+		"airbyte row, Snowflake's time":   {`{"_airbyte_raw_id":"u","_airbyte_extracted_at":"2026-09-01 03:00:00.123 -0700","_airbyte_data":` + wrapperIssue + `}`, found},
+		"airbyte row, PostgreSQL's time":  {`{"_airbyte_raw_id":"u","_airbyte_extracted_at":"2026-09-01 12:00:00.123+02","_airbyte_data":` + wrapperIssue + `}`, found},
+		"airbyte row, a zone's name":      {`{"_airbyte_raw_id":"u","_airbyte_extracted_at":"2026-09-01 10:00:00.123 EST","_airbyte_data":` + wrapperIssue + `}`, "0 no_event_time _airbyte_data"},
 		"airbyte row without a time":      {`{"_airbyte_raw_id":"u","_airbyte_data":` + wrapperIssue + `}`, "0 no_event_time _airbyte_data"},
 
 		"debezium create":              {`{"before":null,"after":` + wrapperIssue + `,"source":{"ts_ms":` + ms + `},"op":"c","ts_ms":1788256899999}`, found},
@@ -90,11 +97,26 @@ func TestBeforeIsNotPassedOn(t *testing.T) {
 	}
 }
 
+// A door keeps values in a batch while it reads on with the same Doc.
+func TestValueOutOfAStringStays(t *testing.T) {
+	line := func(issue string) []byte {
+		return []byte(`{"type":"RECORD","record":{"emitted_at":1788256800123,"data":` + mustJSON(issue) + `}}`)
+	}
+	var d Doc
+	var first []byte
+	Unwrap(&d, line(wrapperIssue), func(_ int, it Item, err error) {
+		require.NoError(t, err)
+		first = it.Value
+	})
+	Unwrap(&d, line(strings.ReplaceAll(wrapperIssue, "1", "2")), func(_ int, it Item, err error) { require.NoError(t, err) })
+	require.Equal(t, wrapperIssue, string(first))
+}
+
 func binaryHeaders(change func(map[string]string)) []Header {
 	h := map[string]string{"ce_specversion": "1.0", "ce_id": "a", "ce_source": "/s", "ce_type": "com.example.issue", "ce_time": "2026-09-01T10:00:00Z", "ce_tenant": "t", "ce_product": "jira"}
 	change(h)
 	var hs []Header
-	for _, k := range []string{"ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "ce_tenant", "ce_product", "traceparent"} {
+	for _, k := range []string{"ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "ce_tenant", "ce_product", "content-type", "traceparent"} {
 		if v, ok := h[k]; ok {
 			hs = append(hs, Header{k, []byte(v)})
 		}
@@ -136,7 +158,10 @@ func TestUnwrapBinary(t *testing.T) {
 		"a time that is none":   {set("ce_time", "yesterday"), wrapperIssue, "bad_headers at ce_time"},
 		"a time in the future":  {set("ce_time", "2990-01-01T00:00:00Z"), wrapperIssue, "bad_headers at ce_time"},
 		"others' headers":       {set("traceparent", "\xff"), wrapperIssue, "jira 2026-09-01"},
+		"JSON by its type":      {set("content-type", "Application/Vnd.Example+JSON; charset=utf-8"), wrapperIssue, "jira 2026-09-01"},
+		"another content type":  {set("content-type", "application/avro"), wrapperIssue, "bad_headers at content-type"},
 		"no value":              {nothing, " ", "empty_value"},
+		"too large":             {nothing, `{"canary":"` + strings.Repeat("a", MaxValue) + `"}`, "too_large"},
 		"not JSON":              {nothing, `{"canary`, "malformed_json (byte 8)"},
 		"not an object":         {nothing, `["canary"]`, "wrong_type (byte 0)"},
 		"a form nobody knows":   {nothing, `{"canary":1}`, "wrapper_unknown"},
@@ -157,7 +182,7 @@ func TestUnwrapBinary(t *testing.T) {
 	require.True(t, IsBinary(binaryHeaders(nothing)))
 	require.True(t, IsBinary(binaryHeaders(without("ce_specversion"))), "it names a tenant; the fault is found when it is unwrapped")
 	require.False(t, IsBinary([]Header{{"traceparent", nil}}))
-	require.False(t, IsBinary(append(binaryHeaders(nothing), Header{"content-type", []byte("application/cloudevents+json; charset=utf-8")})))
+	require.False(t, IsBinary(append(binaryHeaders(nothing), Header{"content-type", []byte("Application/CloudEvents+JSON; charset=utf-8")})))
 	twice := append(binaryHeaders(nothing), Header{"ce_tenant", []byte("u")})
 	_, err = UnwrapBinary(&d, twice, []byte(wrapperIssue))
 	require.EqualError(t, err, "bad_headers at ce_tenant")
