@@ -16,7 +16,7 @@ import (
 type kafkaCmd struct {
 	From            string `required:"" placeholder:"TOPIC" help:"Topic to read: connectors' output, CloudEvents in binary mode, or events of ours."`
 	Offsets         string `xor:"mode" placeholder:"FILE" type:"existingfile" help:"Only produce again the records that these quarantine lines name (JSON Lines with topic, partition, offset), outside of the group. Those refused again are counted: the exit code is 0."`
-	Drain           bool   `xor:"mode" help:"Stop at the end that each partition has now."`
+	Drain           bool   `xor:"mode" help:"Stop at the end that each partition has now. It must be alone in its group, for it reads every partition."`
 	Topic           string `default:"events" help:"Topic of events; made when absent."`
 	Partitions      int    `default:"12" help:"Partitions of the topic when it is made."`
 	Group           string `default:"winnow-ingest" help:"Consumer group; its offsets are where it goes on."`

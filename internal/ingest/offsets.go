@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"winnow/pkg/schema"
@@ -20,7 +21,7 @@ import (
 // operator can act on: JSON Lines with the fields of a data set's quarantine
 // files, coordinates and reason and never content. ReadOffsets reads it. A
 // record is listed once, with its first fault; after a crash it may be again.
-// A file belongs to one process at a time.
+// A file belongs to one process at a time, which holds a lock on it.
 type Quarantine struct {
 	mu sync.Mutex
 	f  *os.File
@@ -32,6 +33,10 @@ func OpenQuarantine(path string) (*Quarantine, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
+	}
+	if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: another process writes to it, give this one a file of its own: %w", path, err)
 	}
 	err = cutTail(f)
 	if err == nil {

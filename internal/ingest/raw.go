@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -175,7 +176,10 @@ func (d *Raw) partition(ctx context.Context, a *kafkaio.Assignment, drain map[in
 		next := pos
 		err := d.Client.Fetch(ctx, d.From, a.Partition, pos, &b)
 		var removed *kafkaio.RetentionError
+		var beyond *kafkaio.BeyondEndError
 		switch {
+		case errors.As(err, &beyond):
+			return fmt.Errorf("%w; another consumer group reads it from its start", err)
 		case errors.As(err, &removed):
 			d.Warn(err)
 			p.gone(schema.Source{Topic: d.From, Partition: a.Partition, Offset: pos}, removed.LogStart-pos)

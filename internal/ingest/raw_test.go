@@ -343,6 +343,8 @@ func TestRawQuarantine(t *testing.T) {
 	var err error
 	d.Quarantine, err = OpenQuarantine(list)
 	require.NoError(t, err)
+	_, err = OpenQuarantine(list)
+	require.ErrorContains(t, err, "another process writes to it", "it would take a line that is being written for one that a crash cut")
 	s, err := d.Consume(t.Context(), "g", k.ends(t))
 	require.NoError(t, err)
 	require.NoError(t, d.Quarantine.Close())
@@ -510,6 +512,22 @@ func TestRawRetention(t *testing.T) {
 	require.ErrorContains(t, warned, "raw/0@4: the log starts at 7")
 	require.EqualValues(t, 3, s.Produced)
 	require.Equal(t, map[schema.Reason]int64{ReasonGone: 3}, s.Dropped)
+}
+
+// TestRawShorterTopic: a topic that ends before what its group was told of lost
+// records, or is another; the door says so and does not go on.
+func TestRawShorterTopic(t *testing.T) {
+	k := newRawTopics(t, 1, kafkaio.Options{})
+	k.put(t, kafkaio.Message{Value: []byte(comment)})
+	ctx, cancel := context.WithCancel(t.Context())
+	require.NoError(t, k.client.Consume(ctx, "g", "raw", func(_ context.Context, a *kafkaio.Assignment) error {
+		defer cancel()
+		return a.Hint(5)
+	}))
+	s, err := k.door(t, two(t)).Consume(t.Context(), "g", map[int]int64{0: 6})
+	require.ErrorAs(t, err, new(*kafkaio.BeyondEndError))
+	require.ErrorContains(t, err, "another consumer group")
+	require.Zero(t, s.Records)
 }
 
 // TestRawTopicMadeAgain: the same coordinates of a topic made again are other
