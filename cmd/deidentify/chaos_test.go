@@ -312,6 +312,31 @@ func waitFor(ctx context.Context, d time.Duration) error {
 type workerProcess struct {
 	*exec.Cmd
 	working chan struct{}
+	mu      sync.Mutex
+	said    []byte // the end of what it wrote to stderr
+}
+
+// saidBytes bounds what is kept of a worker's words: enough for a dump of its
+// goroutines.
+const saidBytes = 1 << 20
+
+func (w *workerProcess) hear(line string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.said = append(append(w.said, line...), '\n')
+	if len(w.said) > 2*saidBytes {
+		w.said = slices.Clone(w.said[len(w.said)-saidBytes:])
+	}
+}
+
+// dump ends a worker that does not get on, and returns its last words: its log
+// and where each of its goroutines stands.
+func (w *workerProcess) dump() string {
+	_ = w.Process.Signal(syscall.SIGQUIT)
+	_ = w.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return string(w.said)
 }
 
 // stop asks the worker to stop, once it works, and waits until it did.
@@ -335,8 +360,9 @@ func (c *chaos) worker(ch *chances) *workerProcess {
 		env = append(env, chaosEnv+"="+string(b))
 	}
 	cmd := self("deidentify", env, append([]string{"run", "--brokers", strings.Join(c.brokers, ","), "--out", c.out, "--topic", chaosTopic, "--group", "chaos"}, c.flags...)...)
-	w := &workerProcess{cmd, make(chan struct{})}
+	w := &workerProcess{Cmd: cmd, working: make(chan struct{})}
 	cmd.Stderr = &lines{take: func(l string) {
+		w.hear(l)
 		switch {
 		case strings.Contains(l, "msg=working "):
 			close(w.working)
@@ -442,25 +468,39 @@ func (c *chaos) drain() {
 	workers := []*workerProcess{c.worker(nil), c.worker(nil)}
 	store, err := batch.Open(c.out)
 	require.NoError(c.t, err)
-	c.awaitEnd(store)
+	c.awaitEnd(store, workers...)
 	for _, w := range workers {
 		w.stop(c.t)
 	}
 }
 
-// awaitEnd waits until the chains have reached the ends of the log.
-func (c *chaos) awaitEnd(store *batch.Store) {
+// awaitEnd waits until the chains have reached the ends of the log. If they do
+// not, it tells where they and the workers stand.
+func (c *chaos) awaitEnd(store *batch.Store, workers ...*workerProcess) {
 	t := c.t
 	ends, err := c.client.Offsets(t.Context(), chaosTopic, c.partitions)
 	require.NoError(t, err)
-	require.Eventually(t, func() bool {
+	atEnd := func() bool {
 		for p, r := range ends {
 			if next, err := store.Next(chaosTopic, p); err != nil || next < r.End {
 				return false
 			}
 		}
 		return true
-	}, 2*time.Minute, 50*time.Millisecond, "the workers do not reach the end of the log")
+	}
+	for began := time.Now(); !atEnd(); time.Sleep(50 * time.Millisecond) {
+		if time.Since(began) < 2*time.Minute {
+			continue
+		}
+		for p, r := range ends {
+			next, err := store.Next(chaosTopic, p)
+			t.Logf("partition %d: at %d of %d (%v)", p, next, r.End, err)
+		}
+		for i, w := range workers {
+			t.Logf("worker %d:\n%s", i, w.dump())
+		}
+		t.Fatal("the workers do not reach the end of the log")
+	}
 }
 
 func (c *chaos) verify() {

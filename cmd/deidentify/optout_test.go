@@ -104,7 +104,7 @@ func TestOptOutsWhileEventsFlow(t *testing.T) {
 		}
 		require.NoError(t, p.Produce(t.Context(), group...))
 	}
-	c.awaitEnd(store)
+	c.awaitEnd(store, workers...)
 	for _, w := range workers {
 		w.stop(t)
 	}
