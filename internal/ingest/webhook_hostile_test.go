@@ -6,8 +6,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -71,11 +71,11 @@ func TestWebhookMemoryOfParsing(t *testing.T) {
 	peak := make(chan uint64)
 	go func() {
 		most := uint64(0)
+		m := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}}
 		for !stop.Load() {
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			most = max(most, m.HeapInuse)
-			runtime.Gosched()
+			metrics.Read(m)
+			most = max(most, m[0].Value.Uint64()+m[1].Value.Uint64())
+			time.Sleep(time.Millisecond)
 		}
 		peak <- most
 	}()
