@@ -8,21 +8,17 @@ import (
 	"time"
 
 	"winnow/internal/ingest"
-	"winnow/internal/kafkaio"
 	"winnow/internal/progress"
 	"winnow/pkg/gate"
 )
 
 type kafkaCmd struct {
-	From            string `required:"" placeholder:"TOPIC" help:"Topic to read: connectors' output, CloudEvents in binary mode, or events of ours."`
-	Offsets         string `xor:"mode" placeholder:"FILE" type:"existingfile" help:"Only produce again the records that these quarantine lines name (JSON Lines with topic, partition, offset), outside of the group. Those refused again are counted: the exit code is 0."`
-	Drain           bool   `xor:"mode" help:"Stop at the end that each partition has now. It must be alone in its group, for it reads every partition."`
-	Topic           string `default:"events" help:"Topic of events; made when absent."`
-	Partitions      int    `default:"12" help:"Partitions of the topic when it is made."`
-	Group           string `default:"winnow-ingest" help:"Consumer group; its offsets are where it goes on."`
-	TenantsTopic    string `default:"tenants" help:"Topic of tenant records; names the tenant of a record that carries only its host, and decides what is let in."`
-	Quarantine      string `placeholder:"FILE" help:"Append the coordinates and reasons of records that could not be taken, ready for --offsets. Each process needs a file of its own."`
-	kafkaio.Connect `embed:""`
+	From       string `required:"" placeholder:"TOPIC" help:"Topic to read: connectors' output, CloudEvents in binary mode, or events of ours."`
+	Offsets    string `xor:"mode" placeholder:"FILE" type:"existingfile" help:"Only produce again the records that these quarantine lines name (JSON Lines with topic, partition, offset), outside of the group. Those refused again are counted: the exit code is 0."`
+	Drain      bool   `xor:"mode" help:"Stop at the end that each partition has now. It must be alone in its group, for it reads every partition."`
+	Group      string `default:"winnow-ingest" help:"Consumer group; its offsets are where it goes on."`
+	Quarantine string `placeholder:"FILE" help:"Append the coordinates and reasons of records that could not be taken, ready for --offsets. Each process needs a file of its own."`
+	target
 }
 
 // Validate refuses a loop that feeds itself.
@@ -34,21 +30,13 @@ func (c *kafkaCmd) Validate() error {
 }
 
 func (c *kafkaCmd) Run(s *session) error {
-	client, err := c.Dial(options(s))
+	conn, err := c.open(s, gate.Options{})
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	table, ctx, stop, err := follow(s, client, c.TenantsTopic, gate.Options{})
-	if err != nil {
-		return err
-	}
-	defer stop()
-	if err := ingest.EnsureEvents(s.ctx, client, c.Topic, c.Partitions); err != nil {
-		return err
-	}
+	defer conn.close()
 	d := &ingest.Raw{
-		Client: client, Policy: table.Policy, From: c.From, Out: client.Producer(c.Topic), Name: "kafka", Now: time.Now,
+		Client: conn.Client, Policy: conn.table.Policy, From: c.From, Out: conn.Producer(c.Topic), Name: "kafka", Now: time.Now,
 		Progress: func(int64) {}, Warn: func(err error) { fmt.Fprintln(s.stderr, "ingest: going on after:", err) },
 	}
 	if c.Quarantine != "" {
@@ -58,11 +46,11 @@ func (c *kafkaCmd) Run(s *session) error {
 		defer d.Quarantine.Close()
 	}
 	if c.Offsets != "" {
-		err = c.redrive(ctx, s, d)
+		err = c.redrive(conn.ctx, s, d)
 	} else {
-		err = c.consume(ctx, s, d)
+		err = c.consume(conn.ctx, s, d)
 	}
-	return errors.Join(cause(ctx, err), d.Out.Close())
+	return errors.Join(cause(conn.ctx, err), d.Out.Close())
 }
 
 // consume works in the group until it is stopped or, with --drain, done. What

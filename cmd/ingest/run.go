@@ -70,56 +70,39 @@ func options(s *session) kafkaio.Options {
 	}}
 }
 
-type replayCmd struct {
-	Paths           []string `arg:"" name:"path" help:"Files or directories of records: .json, .jsonl, .ndjson, each also .zst or .gz."`
-	Topic           string   `default:"events" help:"Topic of events; made when absent."`
-	Partitions      int      `default:"12" help:"Partitions of the topic when it is made."`
-	Rate            int      `placeholder:"N" help:"Produce at most this many events a second."`
-	TenantsTopic    string   `default:"tenants" help:"Topic of tenant records; names the tenant of a record that carries only its host."`
+// target is where the doors put events, and by whose consent.
+type target struct {
+	Topic           string `default:"events" help:"Topic of events; made when absent."`
+	Partitions      int    `default:"12" help:"Partitions of the topic when it is made."`
+	TenantsTopic    string `default:"tenants" help:"Topic of tenant records; names the tenant of a record that carries only its host, and decides what is let in."`
 	kafkaio.Connect `embed:""`
 }
 
-func (c *replayCmd) Run(s *session) error {
-	client, err := c.Dial(options(s))
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	table, ctx, stop, err := follow(s, client, c.TenantsTopic, gate.Options{})
-	if err != nil {
-		return err
-	}
-	defer stop()
-	if err := ingest.EnsureEvents(s.ctx, client, c.Topic, c.Partitions); err != nil {
-		return err
-	}
-	files, err := ingest.Files(c.Paths)
-	if err != nil {
-		return err
-	}
-	p := client.Producer(c.Topic)
-	door := ingest.Door{Policy: table.Policy, Admit: true, Rate: c.Rate, EventTime: ingest.OfRecord, Now: time.Now().UTC(), Name: "replay"}
-	bar := progress.New(s.stderr, "load", ingest.Size(files), true)
-	sum, err := door.Replay(ctx, files, p, bar.Add)
-	if err := errors.Join(cause(ctx, err), p.Close()); err != nil {
-		return err
-	}
-	bar.Done(fmt.Sprintf("%d records of %d files acknowledged", sum.Produced, sum.Files))
-	sum.Write(s.stdout)
-	return nil
+// connection is what a door works with.
+type connection struct {
+	*kafkaio.Client
+	ctx   context.Context // ends with the session's, or when table can't be relied on any more, which is its cause then
+	table *tenants.Table
+	close func()
 }
 
 // maxAge is how long a door may go without having seen the end of the tenants
 // topic.
 const maxAge = time.Minute
 
-// follow reads the tenants topic and follows it until stop is called. If it
-// can't be relied on any more the returned context ends, with the reason as its
-// cause.
-func follow(s *session, client *kafkaio.Client, topic string, o gate.Options) (table *tenants.Table, ctx context.Context, stop func(), err error) {
-	table, err = tenants.Load(s.ctx, client, topic, tenants.Options{Gate: o, MaxAge: maxAge, Log: slog.New(slog.NewTextHandler(s.stderr, nil))})
+// open connects, reads the tenants topic, follows it until the connection is
+// closed, and makes the topic of events.
+func (t *target) open(s *session, o gate.Options) (*connection, error) {
+	client, err := t.Dial(options(s))
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
+	}
+	table, err := tenants.Load(s.ctx, client, t.TenantsTopic, tenants.Options{Gate: o, MaxAge: maxAge, Log: slog.New(slog.NewTextHandler(s.stderr, nil))})
+	if err == nil {
+		err = ingest.EnsureEvents(s.ctx, client, t.Topic, t.Partitions)
+	}
+	if err != nil {
+		return nil, errors.Join(err, client.Close())
 	}
 	ctx, fail := context.WithCancelCause(s.ctx)
 	following, enough := context.WithCancel(context.WithoutCancel(s.ctx)) // also while a door drains
@@ -130,7 +113,40 @@ func follow(s *session, client *kafkaio.Client, topic string, o gate.Options) (t
 			fail(err)
 		}
 	}()
-	return table, ctx, func() { enough(); <-done; fail(nil) }, nil
+	return &connection{client, ctx, table, func() {
+		enough()
+		<-done
+		fail(nil)
+		client.Close()
+	}}, nil
+}
+
+type replayCmd struct {
+	Paths []string `arg:"" name:"path" help:"Files or directories of records: .json, .jsonl, .ndjson, each also .zst or .gz."`
+	Rate  int      `placeholder:"N" help:"Produce at most this many events a second."`
+	target
+}
+
+func (c *replayCmd) Run(s *session) error {
+	files, err := ingest.Files(c.Paths)
+	if err != nil {
+		return err
+	}
+	conn, err := c.open(s, gate.Options{})
+	if err != nil {
+		return err
+	}
+	defer conn.close()
+	p := conn.Producer(c.Topic)
+	door := ingest.Door{Policy: conn.table.Policy, Admit: true, Rate: c.Rate, EventTime: ingest.OfRecord, Now: time.Now().UTC(), Name: "replay"}
+	bar := progress.New(s.stderr, "load", ingest.Size(files), true)
+	sum, err := door.Replay(conn.ctx, files, p, bar.Add)
+	if err := errors.Join(cause(conn.ctx, err), p.Close()); err != nil {
+		return err
+	}
+	bar.Done(fmt.Sprintf("%d records of %d files acknowledged", sum.Produced, sum.Files))
+	sum.Write(s.stdout)
+	return nil
 }
 
 // cause is why ctx ended, where err only says that it did.

@@ -10,16 +10,12 @@ import (
 	"time"
 
 	"winnow/internal/ingest"
-	"winnow/internal/kafkaio"
 	"winnow/pkg/gate"
 )
 
 type webhookCmd struct {
 	Listen        string           `default:":8080" help:"Address to listen on. TLS is the reverse proxy's."`
 	Endpoints     string           `placeholder:"FILE" type:"existingfile" help:"JSON Lines of {\"path\",\"tenant\",\"secrets\"}: POST /hooks/PATH is that tenant's, signed (X-Hub-Signature) by one of the secrets. For a sender that can't sign, leave the secrets out and make the path 32 characters that nobody can guess."`
-	Topic         string           `default:"events" help:"Topic of events; made when absent."`
-	Partitions    int              `default:"12" help:"Partitions of the topic when it is made."`
-	TenantsTopic  string           `default:"tenants" help:"Topic of tenant records, which decides what is let in."`
 	AssumeConsent bool             `help:"For records of your own: adds POST /hooks/local, whose events belong to a built-in tenant that has agreed to everything. Only on a loopback address."`
 	EventTime     ingest.EventTime `enum:"record,replay" default:"record" help:"Time of an event of /hooks/local: its own, or that of its receipt, which needs --assume-consent."`
 	Memory        int64            `default:"268435456" help:"Bytes of requests that are read at once; what comes beyond is answered 503."`
@@ -27,8 +23,7 @@ type webhookCmd struct {
 	HeaderTimeout time.Duration    `default:"5s" help:"Time for a request's header."`
 	BodyTimeout   time.Duration    `default:"30s" help:"Time for a request's body."`
 	Drain         time.Duration    `default:"30s" help:"On SIGTERM, time for requests under way."`
-
-	kafkaio.Connect `embed:""`
+	target
 }
 
 // Validate refuses what would open the door to everybody.
@@ -82,31 +77,23 @@ func (c *webhookCmd) Run(s *session) error {
 	if err != nil {
 		return err
 	}
-	client, err := c.Dial(options(s))
+	conn, err := c.open(s, gate.Options{AssumeConsent: c.AssumeConsent})
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	table, ctx, stop, err := follow(s, client, c.TenantsTopic, gate.Options{AssumeConsent: c.AssumeConsent})
-	if err != nil {
-		return err
-	}
-	defer stop()
-	if err := ingest.EnsureEvents(s.ctx, client, c.Topic, c.Partitions); err != nil {
-		return err
-	}
+	defer conn.close()
 	l, err := net.Listen("tcp", c.Listen)
 	if err != nil {
 		return err
 	}
 	h := &ingest.Webhook{
-		Endpoints: endpoints, Policy: table.Policy, Out: client.Producer(c.Topic), EventTime: c.EventTime, Now: time.Now, Log: log,
+		Endpoints: endpoints, Policy: conn.table.Policy, Out: conn.Producer(c.Topic), EventTime: c.EventTime, Now: time.Now, Log: log,
 		Memory: c.Memory, Connections: c.Connections, HeaderTimeout: c.HeaderTimeout, BodyTimeout: c.BodyTimeout, DrainTimeout: c.Drain,
 	}
-	log.Info("listening", "address", l.Addr().String(), "endpoints", endpoints.Len(), "topic", c.Topic, "tenants", table.Policy.Len())
-	err = errors.Join(h.Serve(ctx, l), h.Out.Close())
+	log.Info("listening", "address", l.Addr().String(), "endpoints", endpoints.Len(), "topic", c.Topic, "tenants", conn.table.Policy.Len())
+	err = errors.Join(h.Serve(conn.ctx, l), h.Out.Close())
 	if err == nil && s.ctx.Err() == nil {
-		err = context.Cause(ctx)
+		err = context.Cause(conn.ctx)
 	}
 	h.WriteCounts(s.stdout)
 	return err

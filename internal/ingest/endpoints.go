@@ -1,7 +1,6 @@
 package ingest
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -38,25 +37,8 @@ type Endpoints struct {
 // bad line is in the error, by number and field, never with its values.
 func ReadEndpoints(r io.Reader) (*Endpoints, error) {
 	es := &Endpoints{map[[sha256.Size]byte]*endpoint{}}
-	var faults []error
-	br := bufio.NewReaderSize(r, 1<<16)
-	for line := 1; ; line++ {
-		text, long, err := readLine(br)
-		if err != nil && err != io.EOF {
-			return nil, err
-		}
-		if err == io.EOF && len(text) == 0 && !long {
-			break
-		}
-		if len(bytes.TrimSpace(text)) == 0 && !long {
-			continue
-		}
-		if err := es.add(text); err != nil {
-			faults = append(faults, fmt.Errorf("line %d: %w", line, err))
-		}
-	}
-	if faults != nil {
-		return nil, errors.Join(faults...)
+	if err := eachLine(r, func(line []byte, _ bool) error { return es.add(line) }); err != nil {
+		return nil, err
 	}
 	return es, nil
 }

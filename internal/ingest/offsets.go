@@ -1,7 +1,6 @@
 package ingest
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -122,31 +121,20 @@ func appendLine(dst []byte, at schema.Source, err error, now time.Time) []byte {
 // error, by number, never with its values.
 func ReadOffsets(r io.Reader, topic string) (offsets map[int][]int64, others int, err error) {
 	offsets = map[int][]int64{}
-	var faults []error
-	br := bufio.NewReaderSize(r, 1<<20)
-	for line := 1; ; line++ {
-		text, long, err := readLine(br)
-		if err != nil && err != io.EOF {
-			return nil, 0, err
-		}
-		if err == io.EOF && len(text) == 0 && !long {
-			break
-		}
-		if len(bytes.TrimSpace(text)) == 0 && !long {
-			continue
-		}
-		at, ok := parseCoordinates(text)
+	err = eachLine(r, func(line []byte, _ bool) error {
+		at, ok := parseCoordinates(line)
 		switch {
 		case !ok:
-			faults = append(faults, fmt.Errorf("line %d: not a JSON object with topic, partition and offset", line))
+			return errors.New("not a JSON object with topic, partition and offset")
 		case at.Topic != topic:
 			others++
 		default:
 			offsets[at.Partition] = append(offsets[at.Partition], at.Offset)
 		}
-	}
-	if faults != nil {
-		return nil, 0, errors.Join(faults...)
+		return nil
+	})
+	if err != nil {
+		return nil, 0, err
 	}
 	for p, list := range offsets {
 		slices.Sort(list)

@@ -244,6 +244,28 @@ func readLine(br *bufio.Reader) (text []byte, long bool, err error) {
 	}
 }
 
+// eachLine calls f for each line that is not blank; long is one that was passed
+// over, for it is longer than schema.MaxValue. f may keep text. The errors of f, with the numbers
+// of their lines, are joined.
+func eachLine(r io.Reader, f func(text []byte, long bool) error) error {
+	var faults []error
+	br := bufio.NewReaderSize(r, 1<<16)
+	for line := 1; ; line++ {
+		text, long, err := readLine(br)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		if long || len(bytes.TrimSpace(text)) > 0 {
+			if fault := f(text, long); fault != nil {
+				faults = append(faults, fmt.Errorf("line %d: %w", line, fault))
+			}
+		}
+		if err == io.EOF {
+			return errors.Join(faults...)
+		}
+	}
+}
+
 func (d *Door) replayText(at Place, text []byte, out *sender) error {
 	var failed error
 	d.Unwrap(at, text, func(at Place, m kafkaio.Message, err error) {

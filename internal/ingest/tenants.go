@@ -1,7 +1,6 @@
 package ingest
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -70,47 +69,32 @@ func Tenants(r io.Reader, known map[string][]byte, now time.Time) ([]kafkaio.Mes
 		known = map[string][]byte{}
 	}
 	var msgs []kafkaio.Message
-	var faults []error
-	br := bufio.NewReaderSize(r, 1<<20)
-	for line := 1; ; line++ {
-		text, long, err := readLine(br)
-		if err != nil && err != io.EOF {
-			return nil, err
-		}
-		if err == io.EOF && len(text) == 0 && !long {
-			break
-		}
+	err := eachLine(r, func(line []byte, long bool) error {
 		if long {
-			faults = append(faults, fmt.Errorf("line %d: longer than %d bytes", line, schema.MaxValue))
-			continue
+			return fmt.Errorf("longer than %d bytes", schema.MaxValue)
 		}
-		if len(bytes.TrimSpace(text)) == 0 {
-			continue
-		}
-		t, err := schema.ParseTenant(text)
-		if err == nil && t.ID == gate.LocalTenant {
-			err = errors.New("tenant record: the tenant id \"local\" is built in")
-		}
-		if err == nil {
-			if bytes.Equal(known[t.ID], text) {
-				continue
-			}
-			// What can't be read can't be taken back; a higher revision mends it.
-			if old, e := schema.ParseTenant(known[t.ID]); e == nil {
-				if err = t.Extends(old); err != nil {
-					err = fmt.Errorf("tenant record: %w", err)
-				}
-			}
-		}
+		t, err := schema.ParseTenant(line)
 		if err != nil {
-			faults = append(faults, fmt.Errorf("line %d: %w", line, err))
-			continue
+			return err
 		}
-		known[t.ID] = text
-		msgs = append(msgs, kafkaio.Message{Key: []byte(t.ID), Value: text, Time: now})
-	}
-	if faults != nil {
-		return nil, errors.Join(faults...)
+		if t.ID == gate.LocalTenant {
+			return errors.New("tenant record: the tenant id \"local\" is built in")
+		}
+		if bytes.Equal(known[t.ID], line) {
+			return nil
+		}
+		// What can't be read can't be taken back; a higher revision mends it.
+		if old, err := schema.ParseTenant(known[t.ID]); err == nil {
+			if err := t.Extends(old); err != nil {
+				return fmt.Errorf("tenant record: %w", err)
+			}
+		}
+		known[t.ID] = line
+		msgs = append(msgs, kafkaio.Message{Key: []byte(t.ID), Value: line, Time: now})
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return msgs, nil
 }
