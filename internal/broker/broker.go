@@ -10,6 +10,8 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"net"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -37,6 +39,7 @@ func Start(dir string, o Options) (*Broker, error) {
 	c, err := kfake.NewCluster(
 		kfake.Ports(o.Port),
 		kfake.DataDir(dir),
+		kfake.ListenFn(listen),
 		// Small enough for a test to watch a silent member expire.
 		kfake.GroupMinSessionTimeout(100*time.Millisecond),
 		// An 8 MiB value with its key, headers and framing, with room to spare.
@@ -55,4 +58,59 @@ func (b *Broker) Addr() string { return b.addr }
 func (b *Broker) Close() error {
 	b.cluster.Close()
 	return nil
+}
+
+// linger is how long a broken connection seems to stand: longer than any
+// rebalance of ours takes, so that its members get their answer.
+//
+// kfake starts the session of a member when it has given it the answer to its
+// JoinGroup, and never if the connection broke while the member waited for the
+// others (kfake's group.reply). Such a member would stay, with the partitions
+// that it is then assigned, until the next rebalance.
+const linger = time.Minute
+
+func listen(network, address string) (net.Listener, error) {
+	l, err := net.Listen(network, address)
+	if err != nil {
+		return nil, err
+	}
+	return listener{l}, nil
+}
+
+type listener struct{ net.Listener }
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &lingering{Conn: c, closed: make(chan struct{})}, nil
+}
+
+// lingering is a connection whose end is told late, and only to its reader.
+type lingering struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *lingering) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		select {
+		case <-time.After(linger):
+		case <-c.closed:
+		}
+	}
+	return n, err
+}
+
+func (c *lingering) Write(b []byte) (int, error) {
+	_, _ = c.Conn.Write(b)
+	return len(b), nil
+}
+
+func (c *lingering) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
 }

@@ -1,11 +1,14 @@
 package broker_test
 
 import (
+	"context"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"winnow/internal/broker"
 	"winnow/internal/kafkaio"
@@ -99,4 +102,57 @@ func TestRestartUnderAClient(t *testing.T) {
 	})
 	require.NoError(t, err)
 	require.Equal(t, []string{"before", "meanwhile"}, got)
+}
+
+// A member dies while it waits for the others to join: it is given partitions
+// all the same, and loses them when its session is over.
+func TestMemberDiesJoining(t *testing.T) {
+	b, err := broker.Start(t.TempDir(), broker.Options{})
+	require.NoError(t, err)
+	defer b.Close()
+	const session = time.Second
+	c, err := kafkaio.Dial([]string{b.Addr()}, kafkaio.Options{SessionTimeout: session, MaxWait: 50 * time.Millisecond})
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, c.EnsureTopic(t.Context(), "events", 2, nil))
+
+	var working atomic.Int32
+	begun, asked, letGo := make(chan struct{}, 8), make(chan struct{}, 8), make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- c.Consume(ctx, "group", "events", func(ctx context.Context, _ *kafkaio.Assignment) error {
+			working.Add(1)
+			begun <- struct{}{}
+			<-ctx.Done()
+			asked <- struct{}{}
+			<-letGo
+			working.Add(-1)
+			return nil
+		})
+	}()
+	<-begun
+	<-begun
+
+	meta := kmsg.NewConsumerMemberMetadata()
+	meta.Topics = []string{"events"}
+	join := kmsg.NewPtrJoinGroupRequest()
+	join.Version = 2 // from 4 on a member first asks for its name
+	join.Group, join.ProtocolType = "group", "consumer"
+	join.Protocols = []kmsg.JoinGroupRequestProtocol{{Name: "range", Metadata: meta.AppendTo(nil)}}
+	join.SessionTimeoutMillis, join.RebalanceTimeoutMillis = int32(session.Milliseconds()), int32(session.Milliseconds())
+	conn, err := net.Dial("tcp", b.Addr())
+	require.NoError(t, err)
+	_, err = conn.Write(kmsg.NewRequestFormatter().AppendRequest(nil, join, 1))
+	require.NoError(t, err)
+	<-asked
+	<-asked
+	require.NoError(t, conn.Close())
+	time.Sleep(session / 10) // the broker sees it
+	close(letGo)
+
+	require.Eventually(t, func() bool { return working.Load() == 1 }, 5*time.Second, time.Millisecond, "shared with the dead")
+	require.Eventually(t, func() bool { return working.Load() == 2 }, 5*time.Second, time.Millisecond, "the dead member's session is over")
+	cancel()
+	require.NoError(t, <-ended)
 }
