@@ -249,6 +249,7 @@ func TestReplayFixturesOfBadInput(t *testing.T) {
 		"bad/not-json.txt: not_a_json_file",
 		"bad/truncated.json: malformed_json",
 		"bad/unknown-wrapper.json: wrapper_unknown",
+		"bad/wrapper-in-wrapper.jsonl:2: wrapper_unknown +1",
 		"bad/wrong-types.jsonl:7: wrong_type at data",
 	}, withoutBytes(drops))
 }
