@@ -178,7 +178,12 @@ func (d *decoding) batch(set []byte) (n int, next int64, err error) {
 	body := cursor{b: set[batchHeader:n]}
 	if codec := attrs & attrCodec; codec != 0 {
 		if len(d.plain) == d.packed {
-			d.plain = append(d.plain, nil)
+			// Batches of a topic are much alike, and do not tell their size.
+			size := 0
+			if d.packed > 0 {
+				size = cap(d.plain[d.packed-1])
+			}
+			d.plain = append(d.plain, make([]byte, 0, size))
 		}
 		plain := &d.plain[d.packed]
 		if *plain, err = unpack((*plain)[:0], body.b, compress.Compression(codec)); err != nil {
@@ -197,7 +202,7 @@ func (d *decoding) batch(set []byte) (n int, next int64, err error) {
 	}
 	d.borrows = d.borrows || attrs&attrCodec == 0
 	d.Records = slices.Grow(d.Records, min(count, len(body.b)/7)) // 7: the smallest record
-	prev := base - 1
+	prev, before := base-1, len(d.headers)
 	for range count {
 		r := cursor{b: body.take(body.varint())}
 		r.i8() // attributes: unused
@@ -219,6 +224,10 @@ func (d *decoding) batch(set []byte) (n int, next int64, err error) {
 		if prev = rec.Offset; rec.Offset < d.offset {
 			d.headers = d.headers[:headers]
 			continue
+		}
+		if headers == before {
+			// So have records. 2: the smallest header.
+			d.headers = slices.Grow(d.headers, min((len(d.headers)-headers)*count, len(body.b)/2))
 		}
 		if len(d.headers) > headers {
 			rec.Headers = d.headers[headers:len(d.headers):len(d.headers)]
