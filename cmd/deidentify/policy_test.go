@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -239,7 +238,7 @@ func TestCommitsObeyThePolicy(t *testing.T) {
 	var commits, held, withheld, rewritten int64
 	reasons := map[schema.Reason]int64{}
 	cases := 0
-	rapid.Check(t, func(t *rapid.T) {
+	history := func(t *rapid.T) {
 		cases++
 		w := &world{t: t, topic: "tenants-" + strconv.Itoa(cases), now: begin, latest: map[string]*schema.Tenant{}}
 		require.NoError(t, ingest.EnsureTenants(t.Context(), client, w.topic))
@@ -352,11 +351,16 @@ func TestCommitsObeyThePolicy(t *testing.T) {
 			require.NoError(t, err)
 		default:
 		}
-	})
-	t.Logf("%d cases, %d commits (an update came during %d), %d events held in-app, %d withheld: %v", cases, commits, rewritten, held, withheld, reasons)
-	for _, r := range []schema.Reason{gate.TenantUnknown, gate.TenantStale, gate.TenantMismatch, gate.InAppOff, gate.OptedOut} {
-		require.Contains(t, slices.Collect(maps.Keys(reasons)), r, "no case came to it")
 	}
-	require.Positive(t, held)
-	require.Positive(t, rewritten)
+	// -short draws twenty cases, of which some miss a reason; a thousand that
+	// all miss it are a fault.
+	missed := func() bool {
+		return held == 0 || rewritten == 0 || slices.ContainsFunc([]schema.Reason{gate.TenantUnknown, gate.TenantStale, gate.TenantMismatch, gate.InAppOff, gate.OptedOut},
+			func(r schema.Reason) bool { return reasons[r] == 0 })
+	}
+	for round := 0; round == 0 || round < 50 && missed(); round++ {
+		rapid.Check(t, history)
+	}
+	t.Logf("%d cases, %d commits (an update came during %d), %d events held in-app, %d withheld: %v", cases, commits, rewritten, held, withheld, reasons)
+	require.False(t, missed(), "no case came to a reason, a commit or an update beside one")
 }
