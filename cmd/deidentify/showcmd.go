@@ -32,7 +32,7 @@ func (c *showQuarantineCmd) Run(s *session) error {
 	}
 	lines := json.NewEncoder(s.stdout)
 	counts := map[quarantineGroup]quarantineCount{}
-	err = store.ReadQuarantine(s.ctx, func(r batch.Rejected) error {
+	err = store.ReadQuarantine(s.ctx, func(r schema.Rejected) error {
 		switch {
 		case c.Reason != "" && r.Reason != c.Reason, c.Topic != "" && r.Topic != c.Topic, r.Time.Before(c.Since):
 			return nil

@@ -89,25 +89,9 @@ func (q *Quarantine) add(lines []byte) error {
 // Close closes the file, of which each line is durable already.
 func (q *Quarantine) Close() error { return q.f.Close() }
 
-// quarantined is one line of a quarantine file, as package batch defines it.
-type quarantined struct {
-	Topic     string        `json:"topic"`
-	Partition int           `json:"partition"`
-	Offset    int64         `json:"offset"`
-	Reason    schema.Reason `json:"reason"`
-	Path      string        `json:"path,omitempty"` // in the catalog's words
-	Byte      int           `json:"byte"`           // where in the value, or -1
-	Time      time.Time     `json:"time"`           // when it was read, UTC
-}
-
-// appendLine appends the line of a record. Of err, only what a *schema.Error
-// holds is written.
+// appendLine appends the line of a record.
 func appendLine(dst []byte, at schema.Source, err error, now time.Time) []byte {
-	q := quarantined{Topic: at.Topic, Partition: at.Partition, Offset: at.Offset, Reason: schema.ReasonOf(err), Byte: -1, Time: now.UTC().Truncate(time.Second)}
-	if e := (*schema.Error)(nil); errors.As(err, &e) {
-		q.Path, q.Byte = e.Path, e.Offset
-	}
-	line, err := json.Marshal(q)
+	line, err := json.Marshal(schema.Reject(at, err, now))
 	if err != nil {
 		return dst // none of its fields can fail
 	}

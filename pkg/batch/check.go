@@ -356,7 +356,7 @@ func (c *Commit) tally(f *File, b []byte) (t tally, err error) {
 		})
 	case StreamQuarantine:
 		last := c.Start - 1
-		err = decodeLines(bytes.NewReader(b), func(r Rejected) error {
+		err = decodeLines(bytes.NewReader(b), func(r schema.Rejected) error {
 			t.rows++
 			if r.Topic != c.Topic || r.Partition != c.Partition || r.Offset <= last || r.Offset >= c.End || r.Reason == "" {
 				return fmt.Errorf("line %d: not a record of the commit's range, in order", t.rows)

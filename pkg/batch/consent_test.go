@@ -512,7 +512,7 @@ func TestUndecidedIsListedAndMayComeAgain(t *testing.T) {
 		if f.Stream == StreamQuarantine {
 			b, err := os.ReadFile(s.abs(f.Path))
 			require.NoError(t, err)
-			require.NoError(t, decodeLines(bytes.NewReader(b), func(r Rejected) error {
+			require.NoError(t, decodeLines(bytes.NewReader(b), func(r schema.Rejected) error {
 				listed = append(listed, fmt.Sprint(r.Offset, " ", r.Reason, " ", r.Path))
 				return nil
 			}))

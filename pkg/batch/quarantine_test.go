@@ -15,7 +15,7 @@ import (
 // listed returns what ReadQuarantine yields: partition, offset, reason, byte.
 func listed(t *testing.T, s *Store) (out []string) {
 	t.Helper()
-	require.NoError(t, s.ReadQuarantine(t.Context(), func(r Rejected) error {
+	require.NoError(t, s.ReadQuarantine(t.Context(), func(r schema.Rejected) error {
 		require.Equal(t, topic, r.Topic)
 		require.NotZero(t, r.Time)
 		out = append(out, fmt.Sprint(r.Partition, "@", r.Offset, " ", r.Reason, " ", r.Byte))
@@ -53,7 +53,7 @@ func TestReadQuarantine(t *testing.T) {
 			// The reader's own error ends it.
 			n := 0
 			enough := errors.New("enough")
-			require.ErrorIs(t, s.ReadQuarantine(t.Context(), func(Rejected) error { n++; return enough }), enough)
+			require.ErrorIs(t, s.ReadQuarantine(t.Context(), func(schema.Rejected) error { n++; return enough }), enough)
 			require.Equal(t, 1, n)
 		})
 	}
@@ -74,10 +74,10 @@ func TestReadQuarantineCompares(t *testing.T) {
 	} {
 		put(t, s, f.Path, tampered)
 		var offsets []int64
-		err := s.ReadQuarantine(t.Context(), func(r Rejected) error { offsets = append(offsets, r.Offset); return nil })
+		err := s.ReadQuarantine(t.Context(), func(r schema.Rejected) error { offsets = append(offsets, r.Offset); return nil })
 		require.ErrorContains(t, err, f.Path, name)
 		require.Equal(t, []int64{2}, offsets, name)
 	}
 	require.NoError(t, os.Remove(s.abs(f.Path)))
-	require.ErrorContains(t, s.ReadQuarantine(t.Context(), func(Rejected) error { return nil }), f.Path)
+	require.ErrorContains(t, s.ReadQuarantine(t.Context(), func(schema.Rejected) error { return nil }), f.Path)
 }

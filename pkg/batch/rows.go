@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/parquet-go/parquet-go"
@@ -43,22 +42,10 @@ type count struct {
 	Count   int64  `parquet:"count" json:"count"`
 }
 
-// Rejected is one line of a quarantine file. It says where a record is and why
-// it could not be read, and nothing of what is in it.
-type Rejected struct {
-	Topic     string        `json:"topic"`
-	Partition int           `json:"partition"`
-	Offset    int64         `json:"offset"`
-	Reason    schema.Reason `json:"reason"`
-	Path      string        `json:"path,omitempty"` // in the catalog's words
-	Byte      int           `json:"byte"`           // where in the value, or -1
-	Time      time.Time     `json:"time"`           // when it was read, UTC
-}
-
 // encodeRejected encodes the lines of a quarantine file, by offset: those that a
 // review listed come after those of later records.
-func encodeRejected(list []Rejected) ([]byte, error) {
-	slices.SortFunc(list, func(a, b Rejected) int { return cmp.Compare(a.Offset, b.Offset) })
+func encodeRejected(list []schema.Rejected) ([]byte, error) {
+	slices.SortFunc(list, func(a, b schema.Rejected) int { return cmp.Compare(a.Offset, b.Offset) })
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	for i := range list {
@@ -287,7 +274,7 @@ func (s *Store) ReadRows(c Commit, yield func(File, Row) error) error {
 // records that could not be read, by topic and partition and then in the order
 // of offsets. It stops at the first error, its own or one that yield returns.
 // Each file is compared with its hash before a line of it is yielded.
-func (s *Store) ReadQuarantine(ctx context.Context, yield func(Rejected) error) error {
+func (s *Store) ReadQuarantine(ctx context.Context, yield func(schema.Rejected) error) error {
 	ps, _, err := s.partitions(ctx)
 	if err != nil {
 		return fmt.Errorf("read quarantine: %w", err)
@@ -306,7 +293,7 @@ func (s *Store) ReadQuarantine(ctx context.Context, yield func(Rejected) error) 
 	return nil
 }
 
-func (s *Store) quarantine(ctx context.Context, c *Commit, yield func(Rejected) error) error {
+func (s *Store) quarantine(ctx context.Context, c *Commit, yield func(schema.Rejected) error) error {
 	if !slices.ContainsFunc(c.Files, func(f File) bool { return f.Stream == StreamQuarantine }) {
 		return nil
 	}

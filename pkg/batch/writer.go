@@ -63,12 +63,12 @@ type Writer struct {
 	err       error // why the writer is finished
 
 	inApp   map[place][]Row
-	counts  map[count]int64 // by a key whose Count is 0
-	held    []held          // what feeds a stream, by offset
-	general map[key]int     // edit → index in held of the general event that told of it
-	seen    []seenAt        // keys of the batch, by offset
-	memory  *memory         // of them and of the batches before
-	listed  []Rejected      // for the quarantine file
+	counts  map[count]int64   // by a key whose Count is 0
+	held    []held            // what feeds a stream, by offset
+	general map[key]int       // edit → index in held of the general event that told of it
+	seen    []seenAt          // keys of the batch, by offset
+	memory  *memory           // of them and of the batches before
+	listed  []schema.Rejected // for the quarantine file
 	bytes   int64
 	sums    Commit // the counts so far; the rest is set by Commit
 	encoder encoder
@@ -468,11 +468,7 @@ func (w *Writer) Reject(src schema.Source, err error) {
 
 // list puts the coordinates of a record on the quarantine list.
 func (w *Writer) list(src schema.Source, err error) {
-	q := Rejected{Topic: src.Topic, Partition: src.Partition, Offset: src.Offset, Reason: schema.ReasonOf(err), Byte: -1, Time: time.Now().UTC().Truncate(time.Second)}
-	if e := (*schema.Error)(nil); errors.As(err, &e) {
-		q.Path, q.Byte = e.Path, e.Offset
-	}
-	w.listed = append(w.listed, q)
+	w.listed = append(w.listed, schema.Reject(src, err, time.Now()))
 	w.bytes += rejectedBytes
 }
 
