@@ -56,20 +56,14 @@ type flushLimits struct {
 // every partition is done. It ends with an error when the policy can no longer
 // be relied on; what is not committed then stays so.
 func (w *worker) run(parent context.Context) error {
-	ctx, fail := context.WithCancelCause(parent)
-	defer fail(nil)
-	// The last commits ask the policy too, so it is followed until after them.
-	following, enough := context.WithCancel(context.WithoutCancel(parent))
-	var follow sync.WaitGroup
-	defer follow.Wait()
-	defer enough()
+	guarded := parent
 	if w.table != nil {
-		follow.Go(func() {
-			if err := w.table.Follow(following); err != nil {
-				fail(err)
-			}
-		})
+		var stop func()
+		guarded, stop = w.table.Guard(parent) // the last commits ask the policy too
+		defer stop()
 	}
+	ctx, cancel := context.WithCancel(guarded)
+	defer cancel()
 	var mu sync.Mutex
 	drained := map[int]bool{} // a rebalance may hand a partition out again
 	err := w.client.Consume(ctx, w.group, w.topic, func(ctx context.Context, a *kafkaio.Assignment) error {
@@ -78,13 +72,13 @@ func (w *worker) run(parent context.Context) error {
 		}
 		mu.Lock()
 		if drained[a.Partition] = true; len(drained) == len(w.drain) {
-			fail(nil)
+			cancel()
 		}
 		mu.Unlock()
 		<-ctx.Done() // stay a member, or the group would hand the partition on
 		return nil
 	})
-	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
+	if cause := context.Cause(guarded); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause // the policy's
 	}
 	if err == nil && len(drained) < len(w.drain) {

@@ -104,19 +104,9 @@ func (t *target) open(s *session, o gate.Options) (*connection, error) {
 	if err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
-	ctx, fail := context.WithCancelCause(s.ctx)
-	following, enough := context.WithCancel(context.WithoutCancel(s.ctx)) // also while a door drains
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := table.Follow(following); err != nil {
-			fail(err)
-		}
-	}()
+	ctx, stop := table.Guard(s.ctx)
 	return &connection{client, ctx, table, func() {
-		enough()
-		<-done
-		fail(nil)
+		stop()
 		client.Close()
 	}}, nil
 }

@@ -111,6 +111,27 @@ func (t *Table) Follow(ctx context.Context) error {
 	return err
 }
 
+// Guard calls Follow, until stop is called, and returns a context that ends
+// with parent, or when the policy can no longer be relied on: that is its cause
+// then. The end of parent does not end Follow, for what is under way by then
+// asks the policy too. stop returns when Follow has.
+func (t *Table) Guard(parent context.Context) (ctx context.Context, stop func()) {
+	ctx, fail := context.WithCancelCause(parent)
+	following, enough := context.WithCancel(context.WithoutCancel(parent))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := t.Follow(following); err != nil {
+			fail(err)
+		}
+	}()
+	return ctx, func() {
+		enough()
+		<-done
+		fail(nil)
+	}
+}
+
 func (t *Table) follow(ctx context.Context) error {
 	var b kafkaio.Batch
 	for {
