@@ -308,10 +308,11 @@ func IsBinary(hs []Header) bool {
 func UnwrapBinary(d *Doc, hs []Header, raw []byte) (Item, error) {
 	var a attributes
 	content := "application/json"
+	places := map[string]*string{headerSpecVersion: &a.version, headerID: &a.id, headerSource: &a.source, headerType: &a.kind,
+		headerTime: &a.time, headerTenant: &a.tenant, headerProduct: &a.product, headerContentType: &content}
 	seen := map[string]bool{}
 	for _, h := range hs {
-		to, ok := map[string]*string{headerSpecVersion: &a.version, headerID: &a.id, headerSource: &a.source, headerType: &a.kind,
-			headerTime: &a.time, headerTenant: &a.tenant, headerProduct: &a.product, headerContentType: &content}[h.Key]
+		to, ok := places[h.Key]
 		if !ok {
 			continue
 		}
