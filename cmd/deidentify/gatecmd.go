@@ -77,13 +77,10 @@ func (c *gateCmd) Run(s *session) error {
 		}
 	}
 	if !collected {
-		return errDropped
+		return errGate
 	}
 	return nil
 }
-
-// errDropped makes the exit code 3: nothing of the tenant is collected.
-var errDropped = fmt.Errorf("nothing of this tenant is collected: %w", errGate)
 
 // policy reads the records from where the flags say.
 func (c *gateCmd) policy(s *session) (*gate.Policy, error) {

@@ -47,7 +47,7 @@ type session struct {
 // These make the exit code 3: what was checked has a fault, or the gate is shut.
 var (
 	errCheck = errors.New("the check found faults")
-	errGate  = errors.New("the gate is shut")
+	errGate  = errors.New("nothing of this tenant is collected: the gate is shut")
 )
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {

@@ -119,7 +119,7 @@ func (p *Policy) cause(e *schema.Envelope, now time.Time, collected bool, why sc
 		return c
 	}
 	c.At = p.since(s, e, now, collected, why, setting)
-	o := s.homeAt(c.At).org
+	o := s.homes[s.homeAt(c.At)].org
 	fields := reasonFields[why]
 	if collected {
 		fields = []string{setting, "plans"}
@@ -133,7 +133,7 @@ func (p *Policy) cause(e *schema.Envelope, now time.Time, collected bool, why sc
 	for _, f := range fields {
 		for _, other := range sites {
 			own := f == "excluded" || f == "deleted_apps" // of the event's site alone
-			if own && other != s || other.states[0].at.After(at) || other.homeAt(at).org != o {
+			if own && other != s || other.states[0].at.After(at) || other.homes[other.homeAt(at)].org != o {
 				continue
 			}
 			field, value, since := saidLast(other.record, f, at)
@@ -169,7 +169,7 @@ func (p *Policy) since(s *site, e *schema.Envelope, now time.Time, collected boo
 	}
 	slices.SortFunc(instants, func(a, b time.Time) int { return b.Compare(a) })
 	for _, at := range instants {
-		h := s.homeAt(at)
+		h := s.homes[s.homeAt(at)]
 		i, j := inForce(h.org.line, at), len(s.states)-1
 		for s.states[j].at.After(at) {
 			j--
@@ -180,16 +180,6 @@ func (p *Policy) since(s *site, e *schema.Envelope, now time.Time, collected boo
 		}
 	}
 	return now
-}
-
-// homeAt returns the organisation that the site belonged to at an instant, or
-// first.
-func (s *site) homeAt(at time.Time) home {
-	h := len(s.homes) - 1
-	for h > 0 && s.homes[h].at.After(at) {
-		h--
-	}
-	return s.homes[h]
 }
 
 // saidLast returns the last change of a setting up to an instant, and its value

@@ -209,10 +209,7 @@ func decide(s *site, e *schema.Envelope, now time.Time, unset Unset) Decision {
 	if s.states[0].at.After(from) {
 		return drop(1, TenantUnknown)
 	}
-	h := len(s.homes) - 1
-	for s.homes[h].at.After(now) {
-		h--
-	}
+	h := s.homeAt(now)
 	for i := h; ; i-- {
 		if o := s.homes[i].org; o.unreadable || !o.expires.IsZero() && now.After(o.expires) {
 			return drop(1, TenantStale)
@@ -261,6 +258,16 @@ func decide(s *site, e *schema.Envelope, now time.Time, unset Unset) Decision {
 			}
 		}
 	}
+}
+
+// homeAt returns the index of the organisation that the site belonged to at an
+// instant, or first.
+func (s *site) homeAt(at time.Time) int {
+	h := len(s.homes) - 1
+	for h > 0 && s.homes[h].at.After(at) {
+		h--
+	}
+	return h
 }
 
 // inForce returns the index of the last facts not after t, or -1.
