@@ -421,12 +421,14 @@ func (w *Writer) review(ctx context.Context) (changed bool, err error) {
 			open[h.source.Offset] = true
 		}
 	}
-	w.seen = slices.DeleteFunc(w.seen, func(s seenAt) bool {
-		if open[s.offset] {
-			w.memory.forget(s) // so that it is no repeat when it is driven again
-		}
-		return open[s.offset]
-	})
+	if len(open) > 0 {
+		w.seen = slices.DeleteFunc(w.seen, func(s seenAt) bool {
+			if open[s.offset] {
+				w.memory.forget(s) // so that it is no repeat when it is driven again
+			}
+			return open[s.offset]
+		})
+	}
 	return changed, nil
 }
 
